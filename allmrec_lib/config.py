@@ -1,0 +1,155 @@
+"""Settings: frozen dataclasses, read from the profiles' YAML, changed by typed overrides.
+
+A profile (``smoke``, ``laptop``, ``paper``) holds every setting that a chapter does not take as a parameter. An unknown
+name is an error that names the nearest right one, a value of the wrong type an error that says which type is right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+PROFILES = ("smoke", "laptop", "paper")
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or has the wrong type."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The protocol: stored candidates, and how many users are tested (None: all, the paper's way)."""
+
+    negatives: int = 19
+    candidate_seed: int = 0
+    max_test_users: int | None = None
+
+
+@dataclass(frozen=True)
+class SASRecConfig:
+    """Kang & McAuley 2018 as in the authors' copy: 2 blocks, 1 head, d = 50, BCE with one negative a position."""
+
+    dim: int = 50
+    blocks: int = 2
+    heads: int = 1
+    max_len: int = 50
+    dropout: float = 0.5
+    loss: str = "bce"  # "bce": one uniform negative a position; "ce": softmax over all items
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    epochs: int = 200
+    patience: int = 10
+    eval_every: int = 5
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """Section 4.1, Table 3. ``train_layers``: how many of the sentence encoder's layers learn (None: all; 0: frozen)."""
+
+    encoder: str = "all-MiniLM-L6-v2"
+    train_layers: int | None = None
+    max_text_tokens: int = 128
+    dim: int = 128
+    alpha: float = 0.5
+    beta: float = 0.2
+    matching: float = 1.0
+    recommendation: float = 1.0
+    lr: float = 1e-4
+    encoder_lr: float = 1e-4
+    batch_size: int = 32
+    epochs: int = 10
+    patience: int = 3
+    eval_every: int = 1
+    precision: str = "fp32"  # "auto": bf16 where the device computes it natively
+    score: str = "dot"  # "mean": the authors' code divides the dot product by d
+    all_items: bool = False
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Section 4.2. ``projection``: "skip" adds a linear path beside the paper's 2-layer MLP ("mlp")."""
+
+    history: int = 10
+    precision: str = "fp32"
+    projection: str = "skip"
+    joint: str = "e"  # what the item tokens carry: "e" (items with interactions) or "q" (text)
+    lr: float = 1e-4
+    batch_size: int = 4
+    epochs: int = 5
+    patience: int = 2
+    eval_every: int = 1
+    eval_users: int | None = None
+    all_items: bool = False
+    max_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All settings of one run; ``name`` and ``dataset`` say which file and section they came from."""
+
+    name: str
+    dataset: str
+    data: DataConfig = field(default_factory=DataConfig)
+    sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+
+    def rows(self) -> list[tuple[str, str, Any]]:
+        """(section, setting, value) of everything, for a table."""
+        sections = [f.name for f in dataclasses.fields(self) if f.name not in ("name", "dataset")]
+        return [(s, key, value) for s in sections for key, value in dataclasses.asdict(getattr(self, s)).items()]
+
+
+def _fail_unknown(what: str, name: str, known: list[str]) -> None:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"unknown {what} {name!r}{hint} (known: {', '.join(known)})")
+
+
+def _typed(section: str, key: str, value: Any, wanted: Any) -> Any:
+    options = get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not any(type(value) is option for option in options):
+        names = " or ".join("none" if o is type(None) else o.__name__ for o in options)
+        raise ConfigError(f"{section}.{key} = {value!r} is a {type(value).__name__}; it takes {names}")
+    return value
+
+
+def _updated(profile: Profile, section: str, values: dict[str, Any]) -> Profile:
+    sections = [f.name for f in dataclasses.fields(Profile) if f.name not in ("name", "dataset")]
+    if section not in sections:
+        _fail_unknown("section", section, sections)
+    part = getattr(profile, section)
+    hints = get_type_hints(type(part))
+    for key in values:
+        if key not in hints:
+            _fail_unknown(f"setting of {section}", key, list(hints))
+    typed = {key: _typed(section, key, value, hints[key]) for key, value in values.items()}
+    return dataclasses.replace(profile, **{section: dataclasses.replace(part, **typed)})
+
+
+def load_profile(name: str, dataset: str, overrides: dict[str, Any] | None = None) -> Profile:
+    """The settings of profile ``name`` for ``dataset``; ``overrides`` maps "section.setting" to a value.
+
+    Raises :class:`ConfigError` for an unknown profile, section or setting and for a value of the wrong type.
+    """
+    if name not in PROFILES:
+        _fail_unknown("profile", name, list(PROFILES))
+    tree = yaml.safe_load(resources.files("allmrec_lib").joinpath(f"profiles/{name}.yaml").read_text()) or {}
+    per_dataset = (tree.pop("datasets", None) or {}).get(dataset, {})
+    profile = Profile(name=name, dataset=dataset)
+    for source in (tree, per_dataset):
+        for section, values in source.items():
+            profile = _updated(profile, section, values)
+    for path, value in (overrides or {}).items():
+        section, _, key = path.partition(".")
+        profile = _updated(profile, section, {key: value})
+    return profile

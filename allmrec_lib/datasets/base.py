@@ -1,0 +1,120 @@
+"""What every source of data becomes: a :class:`Dataset`, and a report of what was dropped on the way."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from ..llm.prompts import DOMAINS, Domain, clean_title
+
+NO_TITLE = "No Title"
+
+
+class DataError(ValueError):
+    """Bad input data. The message names the record, what is wrong with it, and what to do."""
+
+
+@dataclass
+class DataReport:
+    """Counts of what was read, dropped and repaired: nothing disappears silently.
+
+    ``rows`` holds (what, count, why) in the order in which it happened.
+    """
+
+    rows: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def add(self, what: str, count: int, why: str) -> None:
+        self.rows.append((what, int(count), why))
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows, columns=["what", "count", "why"])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Interactions in the order in which they happened, and the items' texts.
+
+    ``interactions``: columns ``user``, ``item`` (int32, both counted from 1 without gaps; 0 is padding), one row an
+    event, each user's rows in time order. ``items``: index 1..n_items; columns ``key`` (the source's id), ``title``
+    (cleaned, never empty), ``description`` (may be empty), ``genres`` (a "|"-separated string, may be empty).
+    """
+
+    name: str
+    domain: str
+    interactions: pd.DataFrame
+    items: pd.DataFrame
+    report: DataReport = field(default_factory=DataReport)
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        if self.domain not in DOMAINS:
+            raise DataError(f"{self.name}: unknown domain {self.domain!r}; one of {', '.join(DOMAINS)}")
+        for column, size in (("user", self.n_users), ("item", self.n_items)):
+            ids = self.interactions[column].to_numpy()
+            bad = np.flatnonzero((ids < 1) | (ids > size))
+            if len(bad):
+                row = int(bad[0])
+                raise DataError(
+                    f"{self.name}: interaction {row} has {column} id {ids[row]}, outside 1..{size}; "
+                    f"renumber the ids from 1, or add the missing {column} to the item table"
+                )
+        if list(self.items.index) != list(range(1, self.n_items + 1)):
+            raise DataError(f"{self.name}: the item table's index must be 1..{self.n_items} without gaps")
+        empty = self.items.index[self.items["title"].str.len() == 0]
+        if len(empty):
+            raise DataError(
+                f"{self.name}: item {empty[0]} ({self.items.at[empty[0], 'key']}) has an empty title; "
+                f"give it one, or the fallback {NO_TITLE!r}"
+            )
+
+    @cached_property
+    def n_users(self) -> int:
+        return int(self.interactions["user"].max()) if len(self.interactions) else 0
+
+    @cached_property
+    def n_items(self) -> int:
+        return len(self.items)
+
+    @property
+    def words(self) -> Domain:
+        """The prompt's verb and noun."""
+        return DOMAINS[self.domain]
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """``titles[i]`` is the title of item i; ``titles[0]`` is padding's."""
+        return [NO_TITLE, *self.items["title"].tolist()]
+
+    @cached_property
+    def digest(self) -> str:
+        """A short hash of all that models see: interactions and texts."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.interactions[["user", "item"]].to_numpy("int32")).tobytes())
+        digest.update("\x1e".join(self.items[["title", "description"]].agg("\x1f".join, axis=1)).encode())
+        return digest.hexdigest()[:16]
+
+    def statistics(self) -> dict[str, float]:
+        """The row of Table 2: users, items, interactions, average length."""
+        events = len(self.interactions)
+        return {"users": self.n_users, "items": self.n_items, "interactions": events, "avg_len": events / self.n_users}
+
+
+def item_table(keys: list[str], titles: list[str], descriptions: list[str], genres: list[str] | None = None):
+    """The item table from columns in id order; returns (table, number of empty titles given the fallback)."""
+    cleaned = [clean_title(title) for title in titles]
+    empty = sum(not title for title in cleaned)
+    table = pd.DataFrame(
+        {
+            "key": keys,
+            "title": [title or NO_TITLE for title in cleaned],
+            "description": [clean_title(text, limit=2000) for text in descriptions],
+            "genres": genres if genres is not None else [""] * len(keys),
+        },
+        index=pd.RangeIndex(1, len(keys) + 1, name="item"),
+    )
+    return table, empty

@@ -1,0 +1,95 @@
+"""The frozen LLM: any ``AutoModelForCausalLM``, with a card that says how it wants to be asked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..store import project_root
+from ..training import autocast
+from .prompts import TEMPLATES, TEXT_ONLY, Template
+
+POCKET = "pocket"
+
+
+@dataclass
+class Backbone:
+    """A causal LM whose weights never change.
+
+    ``template`` is the prompt it can follow (``paper`` unless its card says otherwise), ``title_tokens`` how many tokens
+    of a title a prompt shows at least (None: all), ``spread`` the standard deviation of its token embeddings.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: object
+    template: Template
+    title_tokens: int | None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+        if getattr(self.model.config, "final_logit_softcapping", None):
+            raise ValueError(f"{self.name}: its logits are soft-capped; the answer's loss is computed without that cap")
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    @property
+    def spread(self) -> float:
+        return float(self.embedding.weight.float().std())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of a prompt, without special tokens."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @property
+    def start(self) -> list[int]:
+        """The beginning-of-sequence token, where the LLM was trained with one."""
+        token = self.tokenizer.bos_token_id
+        return [] if token is None else [token]
+
+    def hidden(self, embeds: Tensor, **cache) -> Tensor:
+        """Last hidden states (B, T, d_token) for input embeddings (B, T, d_token); no logits are computed."""
+        with autocast(self.device.type, self.precision):
+            return self.model.base_model(inputs_embeds=embeds.to(self.embedding.weight.dtype), **cache).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits over the vocabulary for chosen positions: (..., d_token) -> (..., V), float32."""
+        with autocast(self.device.type, self.precision):
+            return self.model.get_output_embeddings()(hidden.to(self.embedding.weight.dtype)).float()
+
+
+def load_backbone(name: str = POCKET, device: str = "cpu", dtype: torch.dtype | None = None, precision: str = "fp32",
+                  template: str | None = None) -> Backbone:  # fmt: skip
+    """Load an LLM by hub name or folder; ``pocket`` is the small one in ``data/pocket_llm``.
+
+    Weights are read from safetensors only. ``template`` (or ``text-only``) overrides what the card says.
+    Raises OSError, naming what to do, when the LLM is neither a folder nor on this machine nor to be fetched.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = project_root() / "data" / "pocket_llm" if name == POCKET else Path(name)
+    place = str(source) if source.exists() else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or torch.float32, use_safetensors=True)
+    except OSError as error:
+        raise OSError(
+            f"LLM {name!r} could not be loaded from {place}: {error}. Give a folder that holds config.json, the tokenizer "
+            "and safetensors weights, or a hub name with network access (HF_HUB_OFFLINE unset)."
+        ) from error
+    card_path = Path(place) / "card.json"
+    card = json.loads(card_path.read_text()) if card_path.exists() else {}
+    known = TEMPLATES | {TEXT_ONLY.name: TEXT_ONLY}
+    chosen = known[template or card.get("template", "paper")]
+    return Backbone(name, model.to(device), tokenizer, chosen, card.get("max_title_tokens"), precision)

@@ -1,0 +1,155 @@
+"""Answers from a frozen LLM: *trie* (greedy among the candidates' titles), *score* (likelihood of each), *free*.
+
+All three compute the prompt's key-value cache once. Prompts are padded on the right, which a causal model cannot see
+from the left: the prompt pass needs no mask; later passes hide the padding and count positions from the true length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone
+
+
+@dataclass
+class Prefix:
+    """B prompts read: their cache, true lengths (B,), padded length T and the next token's log-probabilities (B, V)."""
+
+    cache: object
+    lengths: Tensor
+    width: int
+    log_probs: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only some rows (an index tensor)."""
+        self.cache.batch_select_indices(rows)
+        self.lengths, self.log_probs = self.lengths[rows], self.log_probs[rows]
+
+
+@torch.inference_mode()
+def read(backbone: Backbone, embeds: Tensor, lengths: Tensor) -> Prefix:
+    """Run the prompts (B, T, d_token) once."""
+    from transformers import DynamicCache
+
+    cache, lengths = DynamicCache(config=backbone.model.config), lengths.to(backbone.device)
+    hidden = backbone.hidden(embeds, past_key_values=cache, use_cache=True)
+    last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
+    return Prefix(cache, lengths, embeds.shape[1], backbone.logits(last).log_softmax(-1))
+
+
+def _mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean (B, Q, K) as the additive (B, 1, Q, K) mask that the models take."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def _visible(prefix: Prefix) -> Tensor:
+    """Which cached positions of the prompt are real. (B, T)."""
+    return torch.arange(prefix.width, device=prefix.lengths.device) < prefix.lengths[:, None]
+
+
+@torch.inference_mode()
+def score(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tensor) -> Tensor:
+    """Log-likelihood of every candidate's answer given the prompt: a full ranking. (B, C).
+
+    ``answers`` (B, C, A) token ids padded with 0, ``sizes`` (B, C) their lengths. The candidates lie side by side in one
+    pass over the prompt's cache; a candidate's tokens see the prompt and their own beginning only.
+    """
+    rows, count, longest = answers.shape
+    answers, sizes = answers.to(backbone.device), sizes.to(backbone.device)
+    first = prefix.log_probs.gather(1, answers[:, :, 0])
+    if longest == 1:
+        return first
+    steps = longest - 1  # the last token needs no successor
+    flat = answers[:, :, :-1].reshape(rows, count * steps)
+    owner = torch.arange(count, device=flat.device).repeat_interleave(steps)
+    depth = torch.arange(steps, device=flat.device).repeat(count)
+    own = (owner[:, None] == owner) & (depth[:, None] >= depth)
+    prompt = _visible(prefix)[:, None, :].expand(-1, len(owner), -1)
+    allowed = torch.cat([prompt, own.expand(rows, -1, -1)], dim=-1)
+    dtype = backbone.embedding.weight.dtype
+    hidden = backbone.hidden(
+        backbone.embedding(flat), past_key_values=prefix.cache, use_cache=True,
+        attention_mask=_mask(allowed, dtype), position_ids=prefix.lengths[:, None] + depth,
+    )  # fmt: skip
+    prefix.cache.crop(prefix.width)
+    hidden = hidden.reshape(rows, count, steps, -1)
+    follows = torch.arange(1, longest, device=flat.device) < sizes[:, :, None]
+    later = torch.zeros(follows.shape, device=flat.device)
+    wanted = answers[:, :, 1:][follows]
+    picked = [
+        part.log_softmax(-1).gather(1, token[:, None])[:, 0]
+        for part, token in zip(_logit_chunks(backbone, hidden[follows]), wanted.split(4096), strict=True)
+    ]
+    later[follows] = torch.cat(picked)
+    return first + later.sum(-1)
+
+
+def _logit_chunks(backbone: Backbone, hidden: Tensor):
+    return (backbone.logits(part) for part in hidden.split(4096))
+
+
+def _advance(backbone: Backbone, prefix: Prefix, tokens: Tensor, past: int) -> None:
+    """Feed one token a row (B,), the ``past``-th after the prompt, and update the log-probabilities."""
+    seen = torch.ones(len(tokens), past + 1, dtype=torch.bool, device=tokens.device)
+    allowed = torch.cat([_visible(prefix), seen], dim=1)[:, None, :]
+    dtype = backbone.embedding.weight.dtype
+    hidden = backbone.hidden(
+        backbone.embedding(tokens[:, None]), past_key_values=prefix.cache, use_cache=True,
+        attention_mask=_mask(allowed, dtype), position_ids=prefix.lengths[:, None] + past,
+    )  # fmt: skip
+    prefix.log_probs = backbone.logits(hidden[:, 0]).log_softmax(-1)
+
+
+@torch.inference_mode()
+def trie(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tensor, early: bool = True) -> Tensor:
+    """Greedy decoding that can only write a candidate's title. Returns which candidates were written, bool (B, C).
+
+    More than one is true in a row only where candidates have the same title. With ``early`` a row stops as soon as one
+    candidate is left, which changes nothing but the time. Consumes ``prefix``.
+    """
+    answers, sizes = answers.to(backbone.device), sizes.to(backbone.device)
+    left = torch.ones(answers.shape[:2], dtype=torch.bool, device=answers.device)
+    active = torch.arange(len(answers), device=answers.device)
+    for step in range(answers.shape[2]):
+        token, alive = answers[active, :, step], left[active]
+        reach = prefix.log_probs.gather(1, token).masked_fill(~alive, -torch.inf)
+        chosen = token.gather(1, reach.argmax(1, keepdim=True))
+        alive = alive & (token == chosen)
+        left[active] = alive
+        ended = (alive & (sizes[active] == step + 1)).any(1)
+        going = ~(ended | (alive.sum(1) == 1)) if early else ~ended
+        if not bool(going.any()) or step + 1 == answers.shape[2]:
+            break
+        if not bool(going.all()):
+            rows = going.nonzero()[:, 0]
+            prefix.keep(rows)
+            active, chosen = active[rows], chosen[rows]
+        _advance(backbone, prefix, chosen[:, 0], step)
+    return left
+
+
+@torch.inference_mode()
+def free(backbone: Backbone, prefix: Prefix, end: int, longest: int = 64) -> list[list[int]]:
+    """Plain greedy generation: the token ids of every row up to the closing quote ``end`` (or ``longest`` tokens).
+
+    Consumes ``prefix``.
+    """
+    written: list[list[int]] = [[] for _ in range(len(prefix.lengths))]
+    active = torch.arange(len(written), device=prefix.lengths.device)
+    for step in range(longest):
+        token = prefix.log_probs.argmax(-1)
+        for row, value in zip(active.tolist(), token.tolist(), strict=True):
+            if value != end:
+                written[row].append(value)
+        rows = (token != end).nonzero()[:, 0]
+        if len(rows) == 0 or step + 1 == longest:
+            break
+        if len(rows) < len(token):
+            prefix.keep(rows)
+            active, token = active[rows], token[rows]
+        _advance(backbone, prefix, token, step)
+    return written

@@ -1,0 +1,69 @@
+"""Artifacts keyed by what made them: a chapter asks for a trained model and gets it, loaded or trained.
+
+An artifact lives in ``<root>/<kind>-<key>/``; the key is a hash of its inputs (settings, data, seed, the code that makes
+it). It is made in ``...partial`` beside it and renamed when complete: what is found under its name is whole, and an
+interrupted training finds its checkpoint in the partial folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+
+def project_root() -> Path:
+    """The folder that holds ``data/``: ``ALLMREC_HOME`` or the repository this file lies in."""
+    return Path(os.environ.get("ALLMREC_HOME") or Path(__file__).resolve().parent.parent)
+
+
+def code_digest(*modules: str) -> str:
+    """A hash of the source of library modules, e.g. ``code_digest("training", "recommenders.sasrec")``."""
+    digest = hashlib.sha256()
+    for module in modules:
+        spec = importlib.util.find_spec(f"allmrec_lib.{module}")
+        digest.update(Path(spec.origin).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Store:
+    """The artifacts under ``root`` (default: ``data/artifacts`` of the project)."""
+
+    def __init__(self, root: Path | None = None):
+        self.root = Path(root) if root else project_root() / "data" / "artifacts"
+
+    def folder(self, kind: str, inputs: dict[str, Any]) -> Path:
+        """Where the artifact of ``inputs`` (JSON values) lies or would lie."""
+        text = json.dumps(inputs, sort_keys=True, default=str)
+        return self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def get(self, kind: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
+        """The folder of the artifact; ``make(folder)`` fills it when it is not there yet.
+
+        Two processes that ask for the same artifact do not both make it: the second waits.
+        """
+        final = self.folder(kind, inputs)
+        if final.exists():
+            return final
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(final.with_suffix(".lock")):
+            if not final.exists():
+                partial = final.with_suffix(".partial")
+                partial.mkdir(exist_ok=True)
+                make(partial)
+                (partial / "checkpoint.pt").unlink(missing_ok=True)
+                (partial / "manifest.json").write_text(json.dumps(inputs, indent=1, sort_keys=True, default=str))
+                partial.rename(final)
+        final.with_suffix(".lock").unlink(missing_ok=True)
+        return final
+
+    def clear(self) -> None:
+        """Delete every artifact."""
+        shutil.rmtree(self.root, ignore_errors=True)

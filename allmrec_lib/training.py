@@ -1,0 +1,192 @@
+"""One training loop for every model: progress bar, mixed precision, checkpoints, resume, early stopping.
+
+A model is trained by handing :func:`fit` a :class:`Task`. Each step seeds the generator from (seed, epoch, step), so
+that a run which was killed and resumed gives the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+
+class Task(Protocol):
+    """What :func:`fit` trains. ``module`` holds all that learns; the rows are numbered 0..n_rows-1."""
+
+    module: nn.Module
+    n_rows: int
+
+    def parameters(self) -> list[dict]:
+        """Parameter groups for Adam, each {"params": ..., "lr": ...}."""
+
+    def batches(self, order: Tensor) -> list[Tensor]:
+        """The rows in ``order``, cut into batches of row numbers."""
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """The loss of a batch, a scalar."""
+
+    def validate(self) -> float:
+        """The validation metric; higher is better."""
+
+
+@dataclass
+class History:
+    """One row an evaluation: epoch, mean training loss since the last, validation metric, seconds so far."""
+
+    rows: list[dict] = field(default_factory=list)
+    best: float = float("-inf")
+    best_epoch: int = 0
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows, columns=["epoch", "loss", "metric", "seconds"])
+
+
+def quiet() -> bool:
+    """Whether progress bars are switched off (``ALLMREC_QUIET=1``: executed notebooks keep no bars)."""
+    return os.environ.get("ALLMREC_QUIET", "0") == "1"
+
+
+def autocast(device: str, precision: str):
+    """Mixed precision: "bf16", "fp32", or "auto" (bf16 where the device computes it natively, else fp32)."""
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"unknown precision {precision!r}; one of auto, bf16, fp32")
+    native = device == "cuda" or (device == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    use = precision == "bf16" or (precision == "auto" and native)
+    return torch.autocast(device, torch.bfloat16, enabled=use)
+
+
+def seed_for(*parts: int | str) -> int:
+    """A seed from several numbers or names: the same parts give the same seed everywhere."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+def split_batches(order: Tensor, size: int) -> list[Tensor]:
+    """Batches of ``size`` rows; the last may be smaller and is kept."""
+    return list(order.split(size))
+
+
+def bucketed_batches(order: Tensor, size: int, lengths: Tensor, pool: int = 20) -> list[Tensor]:
+    """Batches of rows of similar length, so that little is padding: every ``pool`` batches' worth of the shuffled
+    ``order`` are sorted by ``lengths``, cut, and the batches of the pool shuffled again (seeded by the order itself)."""
+    batches = []
+    for part in order.split(size * pool):
+        cut = part[lengths[part].argsort(stable=True)].split(size)
+        shuffle = torch.Generator().manual_seed(int(part[0]))
+        batches += [cut[i] for i in torch.randperm(len(cut), generator=shuffle)]
+    return batches
+
+
+def trainable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that learn; frozen ones are somebody else's and are not saved."""
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def load_trainable(module: nn.Module, state: dict[str, Tensor]) -> None:
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in state.items():
+            parameters[name].copy_(value)
+
+
+class _Checkpoint:
+    """The state of a run in one file, written beside and renamed, so that a kill at any moment loses nothing."""
+
+    def __init__(self, folder: Path | None, every_s: float):
+        self.path = folder / "checkpoint.pt" if folder else None
+        self.every_s = every_s
+        self.written = time.monotonic()
+
+    def load(self) -> dict | None:
+        if self.path is None or not self.path.exists():
+            return None
+        return torch.load(self.path, weights_only=True)
+
+    def save(self, state: dict, force: bool = False) -> None:
+        if self.path is None or not (force or time.monotonic() - self.written > self.every_s):
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+        self.written = time.monotonic()
+
+
+def fit(
+    task: Task,
+    *,
+    epochs: int,
+    patience: int,
+    eval_every: int = 1,
+    seed: int = 0,
+    folder: Path | None = None,
+    label: str = "training",
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    checkpoint_s: float = 30.0,
+) -> History:
+    """Train ``task`` for at most ``epochs`` epochs and leave the best weights by validation in ``task.module``.
+
+    Stops when ``patience`` evaluations (one every ``eval_every`` epochs) brought nothing better. With ``folder`` the run
+    is checkpointed every ``checkpoint_s`` seconds and resumes where it stopped.
+    """
+    optimizer = torch.optim.Adam(task.parameters(), weight_decay=weight_decay, betas=betas)
+    checkpoint, history = _Checkpoint(folder, checkpoint_s), History()
+    best = trainable_state(task.module)
+    state = checkpoint.load()
+    epoch, step, total, seconds, stale = 1, 0, 0.0, 0.0, 0
+    if state:
+        load_trainable(task.module, state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        best, (epoch, step, total, seconds, stale) = state["best"], state["progress"]
+        history = History(**state["history"])
+    begin = time.monotonic() - seconds
+
+    def save(force: bool = False) -> None:
+        progress = (epoch, step, total, time.monotonic() - begin, stale)
+        if checkpoint.path is not None:
+            checkpoint.save(
+                {"module": trainable_state(task.module), "best": best, "optimizer": optimizer.state_dict(),
+                 "progress": progress, "history": vars(history)}, force
+            )  # fmt: skip
+
+    per_epoch = len(task.batches(torch.arange(task.n_rows)))
+    bar = tqdm(total=epochs * per_epoch, initial=(epoch - 1) * per_epoch + step, desc=label, unit="step",
+               disable=quiet(), smoothing=0.05, mininterval=0.5, leave=False)  # fmt: skip
+    while epoch <= epochs and stale < patience:
+        order = torch.randperm(task.n_rows, generator=torch.Generator().manual_seed(seed_for(seed, epoch)))
+        batches = task.batches(order)
+        task.module.train()
+        for number in range(step, len(batches)):
+            torch.manual_seed(seed_for(seed, epoch, number))
+            loss = task.loss(batches[number])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total, step = total + float(loss.detach()), number + 1
+            bar.update()
+            save()
+        if epoch % eval_every == 0 or epoch == epochs:
+            task.module.eval()
+            metric = task.validate()
+            mean = total / (eval_every * len(batches))
+            history.rows.append({"epoch": epoch, "loss": mean, "metric": metric, "seconds": time.monotonic() - begin})
+            bar.set_postfix(loss=f"{mean:.3f}", metric=f"{metric:.4f}")
+            total, stale = 0.0, stale + 1
+            if metric > history.best:
+                history.best, history.best_epoch, stale, best = metric, epoch, 0, trainable_state(task.module)
+        epoch, step = epoch + 1, 0
+        save()
+    save(force=True)
+    bar.close()
+    load_trainable(task.module, best)
+    task.module.eval()
+    return history
