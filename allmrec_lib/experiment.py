@@ -1,0 +1,241 @@
+"""One dataset, one profile, one seed: everything a chapter asks for, loaded if it was made before, made otherwise.
+
+    run = Experiment("movielens", profile="laptop")
+    run.sasrec            # trained, or read from the store
+    run.hits(run.scores["SASRec"])
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import datasets, metrics
+from .alignment import JointEmbeddings, joint_embeddings, represent, train_alignment
+from .allmrec import ALLMRec, projections, train_stage2
+from .config import Profile, load_profile
+from .llm.backbone import Backbone, load_backbone
+from .llm.soft_tokens import PromptEncoder
+from .recommenders.base import aligned, score_rows
+from .recommenders.popularity import Popularity, RepeatPopularity
+from .recommenders.sasrec import SASRec, train_sasrec
+from .sequences import Candidates, Rows, Sequences, candidate_sets
+from .store import Store, code_digest
+from .text import TextEncoder, item_texts
+from .training import History
+
+CODE = {
+    "candidates": ("sequences",),
+    "sasrec": ("sequences", "training", "metrics", "recommenders.sasrec", "recommenders.base"),
+    "stage1": ("sequences", "training", "text", "alignment"),
+    "stage2": ("sequences", "training", "allmrec", "llm.prompts", "llm.soft_tokens", "llm.backbone", "llm.decoding"),
+}
+
+
+def _write_history(history: History, folder: Path) -> None:
+    (folder / "history.json").write_text(json.dumps({"rows": history.rows, "best": history.best,
+                                                     "best_epoch": history.best_epoch}))  # fmt: skip
+
+
+def read_history(folder: Path) -> History:
+    """The training history that lies with an artifact."""
+    return History(**json.loads((folder / "history.json").read_text()))
+
+
+class Experiment:
+    """The road from raw files to scores, each step made once and kept in the store.
+
+    ``overrides`` maps "section.setting" to a value (see ``config``). Chapters share artifacts: two experiments with the
+    same settings, data and seed are the same.
+    """
+
+    def __init__(self, dataset: str = "movielens", profile: str = "laptop", seed: int = 0, llm: str = "pocket",
+                 device: str = "cpu", overrides: dict[str, Any] | None = None, store: Store | None = None):  # fmt: skip
+        self.profile: Profile = load_profile(profile, dataset, overrides)
+        self.name, self.seed, self.llm, self.device = dataset, seed, llm, device
+        self.store = store or Store()
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> datasets.Dataset:
+        return datasets.load(self.name)
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        return Sequences.from_dataset(self.data)
+
+    @cached_property
+    def candidates(self) -> dict[str, Candidates]:
+        """The stored candidate sets of the parts "validation" and "test": drawn once, used by every model."""
+        return {part: self._candidates(part) for part in ("validation", "test")}
+
+    def _candidates(self, part: str) -> Candidates:
+        settings = asdict(self.profile.data)
+        inputs = {"data": self.data.digest, "part": part, "code": code_digest(*CODE["candidates"]), **settings}
+
+        def make(folder: Path) -> None:
+            drawn = candidate_sets(self.sequences, part, settings["negatives"], settings["candidate_seed"],
+                                   settings["max_test_users"])  # fmt: skip
+            drawn.save(folder / "candidates.npz")
+
+        return Candidates.load(self.store.get("candidates", inputs, make) / "candidates.npz")
+
+    def rows(self, part: str) -> Rows:
+        """The rows of the stored candidates' users."""
+        return aligned(self.sequences.rows(part, self.profile.sasrec.max_len), self.candidates[part])
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    def _inputs(self, kind: str) -> dict[str, Any]:
+        own = {kind: asdict(getattr(self.profile, kind)), "seed": self.seed, f"{kind} code": code_digest(*CODE[kind])}
+        if kind == "sasrec":
+            return own | {"data": self.data.digest, "candidates": self.candidates["validation"].digest}
+        if kind == "stage1":
+            return own | self._inputs("sasrec")
+        return own | self._inputs("stage1") | {"llm": self.llm, "llm card": self._llm_mark}
+
+    @cached_property
+    def _llm_mark(self) -> str:
+        card = self.backbone.model.config.to_json_string(use_diff=True)
+        first = next(self.backbone.model.parameters()).detach().float()
+        return f"{self.backbone.template.name} {hash_text(card)} {float(first.sum()):.4f}"
+
+    @cached_property
+    def sasrec_folder(self) -> Path:
+        def make(folder: Path) -> None:
+            model, history = train_sasrec(self.sequences, self.candidates["validation"], self.profile.sasrec, self.seed,
+                                          folder, self.device)  # fmt: skip
+            save_file(model.state_dict(), folder / "model.safetensors")
+            _write_history(history, folder)
+
+        return self.store.get("sasrec", self._inputs("sasrec"), make)
+
+    @cached_property
+    def sasrec(self) -> SASRec:
+        """The pre-trained, frozen CF model."""
+        model = SASRec(self.sequences.n_items, self.profile.sasrec)
+        model.load_state_dict(load_file(self.sasrec_folder / "model.safetensors"))
+        return model.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def stage1_folder(self) -> Path:
+        settings = self.profile.stage1
+
+        def make(folder: Path) -> None:
+            text = TextEncoder(settings.encoder, item_texts(self.data), settings.max_text_tokens, settings.train_layers,
+                               settings.precision)  # fmt: skip
+            model, history = train_alignment(self.sasrec, text, self.sequences, settings, self.profile.sasrec.max_len,
+                                             self.seed, folder, self.device)  # fmt: skip
+            joint_embeddings(model, self.sasrec).save(folder / "joint.safetensors")
+            _write_history(history, folder)
+
+        return self.store.get("stage1", self._inputs("stage1"), make)
+
+    @cached_property
+    def joint(self) -> JointEmbeddings:
+        """e and q of every item, from Stage 1."""
+        return JointEmbeddings.load(self.stage1_folder / "joint.safetensors")
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return load_backbone(self.llm, self.device, precision=self.profile.stage2.precision)
+
+    @cached_property
+    def prompts(self) -> PromptEncoder:
+        return PromptEncoder(self.backbone, self.data.titles, self.data.words)
+
+    def x(self, rows: Rows) -> Tensor:
+        """x^u of every row, on the CPU."""
+        return represent(self.sasrec, rows, self.device).cpu()
+
+    @cached_property
+    def train_rows(self) -> Rows:
+        return self.sequences.rows("train", self.profile.sasrec.max_len, all_items=self.profile.stage2.all_items)
+
+    def untrained(self) -> ALLMRec:
+        """A-LLMRec before Stage 2: its projections as they start."""
+        settings, train_x = self.profile.stage2, self.x(self.train_rows)
+        spread, size = self.backbone.spread, self.backbone.embedding.embedding_dim
+        heads = projections(settings, self.joint, train_x, size, spread, self.seed)
+        return ALLMRec(self.backbone, self.prompts, getattr(self.joint, settings.joint), heads, settings.history)
+
+    @cached_property
+    def stage2_folder(self) -> Path:
+        def make(folder: Path) -> None:
+            model, rows = self.untrained(), self.rows("validation")
+            train = (self.train_rows, self.x(self.train_rows))
+            validation = (rows, self.candidates["validation"], self.x(rows))
+            history = train_stage2(model, self.sequences, train, validation, self.profile.stage2, self.seed, folder)
+            save_file({n: p.detach().cpu().contiguous() for n, p in model.heads.state_dict().items()},
+                      folder / "projections.safetensors")  # fmt: skip
+            _write_history(history, folder)
+
+        return self.store.get("stage2", self._inputs("stage2"), make)
+
+    @cached_property
+    def allmrec(self) -> ALLMRec:
+        """A-LLMRec after both stages."""
+        model = self.untrained()
+        model.heads.load_state_dict(load_file(self.stage2_folder / "projections.safetensors"))
+        model.heads.eval().requires_grad_(False)
+        return model
+
+    # -- scores on the test rows ---------------------------------------------------------------------------------------
+
+    def scores(self, model: str, mode: str = "score") -> np.ndarray:
+        """Scores (N, 20) on the stored test candidates, positive in column 0; made once and kept.
+
+        ``model`` is a name of the paper's tables; ``mode`` how an LLM answers (score, trie, free).
+        """
+        inputs = {"model": model, "test": self.candidates["test"].digest, "code": code_digest("experiment")}
+        if model.startswith("A-LLMRec"):
+            inputs |= {"mode": mode} | self._inputs("stage2")
+        elif model in ("SASRec",):
+            inputs |= self._inputs("sasrec")
+        elif model == "A-LLMRec Stage 1":
+            inputs |= self._inputs("stage1")
+
+        def make(folder: Path) -> None:
+            np.save(folder / "scores.npy", self._score(model, mode), allow_pickle=False)
+
+        return np.load(self.store.get("scores", inputs, make) / "scores.npy", allow_pickle=False)
+
+    def _score(self, model: str, mode: str) -> np.ndarray:
+        rows, candidates = self.rows("test"), self.candidates["test"]
+        if model == "Random":
+            return np.random.default_rng(self.seed).random(candidates.items.shape)
+        if model in ("Popularity", "Repeat+Popularity"):
+            floor = {"Popularity": Popularity, "Repeat+Popularity": RepeatPopularity}[model](self.sequences)
+            return score_rows(floor, rows, candidates)
+        if model == "SASRec":
+            return score_rows(self.sasrec, rows, candidates, self.device)
+        if model == "A-LLMRec":
+            return self.allmrec.predict(rows, candidates, self.x(rows), mode)
+        raise ValueError(f"unknown model {model!r}")
+
+    def table(self, models: list[str]) -> pd.DataFrame:
+        """Hit@1, Hit@5, NDCG@10 and MRR of some models on the test rows, Hit@1 with its 95% interval."""
+        lines = []
+        for model in models:
+            values = metrics.per_user(self.scores(model))
+            hit = metrics.bootstrap(values["hit@1"])
+            lines.append({"model": model, "hit@1": hit.value, "low": hit.low, "high": hit.high}
+                         | {m: float(values[m].mean()) for m in ("hit@5", "ndcg@10", "mrr")})  # fmt: skip
+        return pd.DataFrame(lines).set_index("model")
+
+
+def hash_text(text: str) -> str:
+    """A short hash of a text, the same on every machine."""
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,214 @@
+"""What the small LLM reads while it is made: titles, and documents that ask for one entry of a list.
+
+No user's interactions are in it. Lists are drawn at random; half of the titles are real (if a file of titles is given),
+half are random words, so that copying works on catalogues it never saw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from .prompts import ANSWER_END, DOMAINS, TEMPLATES, TEXT_ONLY, Slot, Title, clean_title, recommendation_prompt
+
+START = "<|start|>"
+
+
+def common_words() -> list[str]:
+    """Whole English words, the commonest first: the vocabulary of the sentence encoder that pip installed."""
+    from ..text import encoder_path
+
+    lines = (Path(encoder_path("all-MiniLM-L6-v2")) / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    return [word for word in lines if word.isascii() and word.isalpha() and len(word) > 2]
+
+
+class TitleSource:
+    """Draws titles: real ones, random words with years, numbers and marks, and families that share a beginning."""
+
+    def __init__(self, words: list[str], real: list[str], rng: np.random.Generator):
+        self.words, self.real, self.rng = words, real, rng
+
+    def _invented(self) -> str:
+        rng = self.rng
+        rank = (len(self.words) ** rng.random(rng.integers(1, 7))).astype(int) - 1  # log-uniform: common words oftener
+        words = [self.words[r] for r in rank]
+        style = rng.random()
+        words = [w.title() for w in words] if style < 0.6 else [w.upper() for w in words] if style < 0.7 else words
+        if rng.random() < 0.2:
+            words.insert(int(rng.integers(len(words) + 1)), str(rng.choice(["-", "&", "The", "of", ":", "and"])))
+        if rng.random() < 0.3:
+            words.append(str(rng.choice([f"({rng.integers(1900, 2026)})", str(rng.integers(1, 500)), f"{rng.integers(1, 20)} oz"])))
+        return " ".join(words)
+
+    def one(self) -> str:
+        if self.real and self.rng.random() < 0.5:
+            return self.real[self.rng.integers(len(self.real))]
+        return self._invented()
+
+    def several(self, count: int) -> list[str]:
+        """Different titles; in one list of three, some begin alike."""
+        titles: dict[str, None] = {}
+        family = self.rng.random() < 0.33
+        stem = " ".join(self.one().split()[: self.rng.integers(1, 4)])
+        while len(titles) < count:
+            title = self.one()
+            titles[clean_title(f"{stem} {title}" if family and self.rng.random() < 0.3 else title, 80)] = None
+        titles.pop("", None)
+        return list(titles) if len(titles) == count else self.several(count)
+
+
+def train_tokenizer(titles: list[str], words: list[str], size: int) -> Tokenizer:
+    """Byte-level BPE: any text can be written. Words weigh by their rank, real titles as they are."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    weighted = [f"{w} {w.title()}" for rank, w in enumerate(words) for _ in range(1 + 3000 // (rank + 30))]
+    prompts = [t.body for t in [*TEMPLATES.values(), TEXT_ONLY] for _ in range(500)]
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[START], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    tokenizer.train_from_iterator([*titles, *weighted, *prompts], trainer)
+    return tokenizer
+
+
+@dataclass
+class Lists:
+    """B documents: ``ids`` (B, T) with slots as in ``soft_tokens`` but items numbered within the document, ``labels``
+    (B, T) the token that should follow (-100: not asked), ``hints`` (B, T) at a token *after* its title, the title's first
+    token, ``target`` (B,) the asked item or 0 where nothing tells, ``first`` (B,) the position that asks."""
+
+    ids: Tensor
+    labels: Tensor
+    hints: Tensor
+    target: Tensor
+    first: Tensor
+    again: Tensor  # (B, Q) further items asked about at the end (``recall`` only); their vectors are the last Q slots
+
+
+class Writer:
+    """Writes documents in the templates of ``prompts``."""
+
+    def __init__(self, tokenizer, titles: TitleSource, max_title_tokens: int = 10):
+        self.tokenizer, self.titles, self.limit = tokenizer, titles, max_title_tokens
+        self.rng = titles.rng
+        self._cache: dict[str, list[int]] = {}
+        self.start, self.end = tokenizer.token_to_id(START), self._text(ANSWER_END)
+
+    def _text(self, text: str) -> list[int]:
+        if text not in self._cache:
+            self._cache[text] = self.tokenizer.encode(text).ids
+        return self._cache[text]
+
+    def _render(self, pieces, ids_of: dict[int, list[int]]) -> tuple[list[int], dict[int, int]]:
+        """Ids, and for each position that holds an item token after its title, the title's first token."""
+        ids, hints, last = [self.start], {}, None
+        for piece in pieces:
+            if isinstance(piece, Title):
+                ids += ids_of[piece.item]
+                last = ids_of[piece.item][0]
+            elif isinstance(piece, Slot):
+                if piece.kind == "item" and last is not None:
+                    hints[len(ids)] = last
+                ids.append(-1 if piece.kind == "user" else -(piece.item + 1))
+            else:
+                ids += self._text(piece)
+        return ids, hints
+
+    def lists(self, template: str, batch: int, size: int, history: int, told: float = 0.9, titles=None, again: int = 0) -> Lists:
+        """``batch`` documents with ``size`` candidates and up to ``history`` items before them.
+
+        In a share 1 - ``told`` of them nothing tells which candidate is asked. ``titles`` draws other titles.
+        """
+        draw = titles or self.titles.several
+        past = int(self.rng.integers(0, history + 1))
+        rows = [self._one(template, size, past, told, draw, again) for _ in range(batch)]
+        width = max(len(ids) for ids, *_ in rows)
+        out = Lists(torch.zeros(batch, width, dtype=torch.long), *(torch.full((batch, width), -100) for _ in range(2)),
+                    torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.long),
+                    torch.tensor([row[4] for row in rows], dtype=torch.long))  # fmt: skip
+        for row, (ids, hints, target, begin, _) in enumerate(rows):
+            out.ids[row, : len(ids)] = torch.tensor(ids)
+            wanted = torch.tensor(ids[begin:])
+            out.labels[row, begin - 1 : len(ids) - 1] = wanted.where(wanted >= 0, -100)
+            if hints and "after" in hints:
+                for place, token in hints["after"].items():
+                    out.hints[row, place] = token
+            out.target[row], out.first[row] = target, begin - 1
+        return out
+
+    def _one(self, template: str, size: int, history: int, told: float, draw, again: int):
+        rng = self.rng
+        texts = draw(size + history)
+        ids_of = {item: self._text(t)[: self.limit] for item, t in enumerate(texts, 1)}
+        if len(self._cache) > 200_000:
+            self._cache.clear()
+        pairs = [(item, text) for item, text in enumerate(texts, 1)]
+        candidates, past = pairs[:size], pairs[size:]
+        if past and rng.random() < 0.2:  # an item met before may be a candidate, and is the answer no oftener than others
+            past[rng.integers(len(past))] = candidates[rng.integers(size)]
+        shape = TEXT_ONLY if template == TEXT_ONLY.name else TEMPLATES[template]
+        words = list(DOMAINS.values())[rng.integers(len(DOMAINS))]
+        ids, hints = self._render(recommendation_prompt(shape, words, past, candidates), ids_of)
+        target = int(rng.integers(1, size + 1))
+        begin = len(ids)
+        ids += ids_of[target] + self.end
+        more = rng.integers(1, size + 1, again).tolist()
+        for place, item in enumerate(more, size + history + 1):
+            ids += [*self._text(". The recommendation for "), -(place + 1), *self._text(' is "'), *ids_of[item], *self.end]
+        told_here = shape is not TEXT_ONLY and rng.random() < told
+        after = shape is not TEXT_ONLY and shape.entry.index("{item}") > shape.entry.index("{title}")
+        return ids, {"after": hints} if after else {}, target if told_here else 0, begin, more
+
+    def text(self, batch: int, length: int = 96) -> Lists:
+        """Plain catalogue text, title after title: every next token is asked. Half of it comes twice, shuffled, which
+        teaches copying."""
+        rows = []
+        for _ in range(batch):
+            ids, seen = [self.start], []
+            twice = self.rng.random() < 0.5
+            while len(ids) < length:
+                title = self.titles.one() if len(seen) < 4 or not twice else seen[self.rng.integers(len(seen))]
+                seen.append(title)
+                ids += self._text('"') + self._text(title)[: self.limit] + self._text('", ')
+            rows.append(ids[:length])
+        ids = torch.tensor(rows)
+        labels = torch.full_like(ids, -100)
+        labels[:, :-1] = ids[:, 1:]
+        zero = torch.zeros(batch, dtype=torch.long)
+        return Lists(ids, labels, torch.full_like(ids, -100), zero, zero, zero[:, None][:, :0])
+
+
+def soft_vectors(count: int, dim: int, lists: Lists, noise: float, generator: torch.Generator,
+                 varied: bool = True) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Random item vectors (B, count, dim) at unit spread and the users' (B, dim): the target's plus noise.
+
+    ``varied``: a third independent, a third in a random subspace of 16 to 50 dimensions, a third around shared centres,
+    with varied norms: trained embeddings look like that. ``noise`` in units of the spread (-n: uniform in 0..n). Where
+    ``target`` is 0 the user's vector has nothing to do with any item. (NEFTune's idea, Jain et al. 2023.)
+    """
+
+    batch, target = len(lists.ids), lists.target
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    items = normal(batch, count, dim)
+    if varied:
+        kind = torch.randint(0, 3, (batch, 1, 1), generator=generator)
+        rank = int(torch.randint(16, 51, (1,), generator=generator))
+        subspace = normal(batch, count, rank) @ normal(batch, rank, dim) / rank**0.5
+        mix = torch.rand(batch, 1, 1, generator=generator) * 0.8
+        centred = mix.sqrt() * normal(batch, 1, dim) + (1 - mix).sqrt() * items
+        items = torch.where(kind == 0, items, torch.where(kind == 1, subspace, centred))
+        items = items * (0.2 * normal(batch, count, 1)).exp()
+    asked = torch.cat([target[:, None], lists.again], dim=1)
+    level = torch.rand(batch, 1, 1, generator=generator) * -noise if noise < 0 else noise
+    picked = items.gather(1, (asked - 1).clamp(min=0)[..., None].expand(-1, -1, dim))
+    picked = picked + level * normal(batch, asked.shape[1], dim)
+    if asked.shape[1] > 1:
+        items[:, count - asked.shape[1] + 1 :] = picked[:, 1:]
+    return items, torch.where(target[:, None] > 0, picked[:, 0], normal(batch, dim))
