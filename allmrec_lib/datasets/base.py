@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import html
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +14,10 @@ import pandas as pd
 from ..llm.prompts import DOMAINS, Domain, clean_title
 
 NO_TITLE = "No Title"
+MAX_TITLE = 250  # a longer "title" in a catalogue is a piece of the page
+_SCRIPT = re.compile(r"<(script|style)\b.*?(</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"</?[a-z!][^<>]*>", re.IGNORECASE)
+_CODE = re.compile(r"<(script|style|link|div|span|img)\b|\bfunction\s*\(|getTime\(\)|\bvar \w+ ?=", re.IGNORECASE)
 
 
 class DataError(ValueError):
@@ -95,7 +101,8 @@ class Dataset:
     def digest(self) -> str:
         """A short hash of all that models see: interactions and texts."""
         digest = hashlib.sha256(np.ascontiguousarray(self.interactions[["user", "item"]].to_numpy("int32")).tobytes())
-        digest.update("\x1e".join(self.items[["title", "description"]].agg("\x1f".join, axis=1)).encode())
+        texts = zip(self.items["title"], self.items["description"], strict=True)
+        digest.update("\x1e".join(f"{title}\x1f{description}" for title, description in texts).encode())
         return digest.hexdigest()[:16]
 
     def statistics(self) -> dict[str, float]:
@@ -104,10 +111,27 @@ class Dataset:
         return {"users": self.n_users, "items": self.n_items, "interactions": events, "avg_len": events / self.n_users}
 
 
+def plain_text(text: str) -> str:
+    """``text`` without HTML: entities unescaped, scripts, styles and tags taken out; "" when no letter or digit is left.
+
+    >>> plain_text("<b>Soft &amp; warm</b><script>var x = 1</script>")
+    'Soft & warm'
+    """
+    text = html.unescape(text)
+    if "<" in text:
+        text = _TAG.sub(" ", _SCRIPT.sub(" ", text))
+    text = " ".join(text.split())
+    return text if any(letter.isalnum() for letter in text) else ""
+
+
+def is_junk_title(title: str) -> bool:
+    """Whether a catalogue's "title" is a piece of the web page (a script, mark-up, over 250 characters) and no title."""
+    return len(title) > MAX_TITLE or _CODE.search(title) is not None
+
+
 def item_table(keys: list[str], titles: list[str], descriptions: list[str], genres: list[str] | None = None):
     """The item table from columns in id order; returns (table, number of empty titles given the fallback)."""
-    cleaned = [clean_title(title) for title in titles]
-    empty = sum(not title for title in cleaned)
+    cleaned = [clean_title(title, MAX_TITLE) for title in titles]
     table = pd.DataFrame(
         {
             "key": keys,
@@ -117,4 +141,20 @@ def item_table(keys: list[str], titles: list[str], descriptions: list[str], genr
         },
         index=pd.RangeIndex(1, len(keys) + 1, name="item"),
     )
-    return table, empty
+    return table, sum(not title for title in cleaned)
+
+
+def count_texts(report: DataReport, items: pd.DataFrame, empty: int) -> None:
+    """What is weak in the items' texts: rows that explain a model which reads them."""
+    report.add("items without a title", empty, f"kept, with the title {NO_TITLE!r}")
+    shared = items["title"].duplicated(keep=False) & (items["title"] != NO_TITLE)
+    report.add("items that share their title with another", int(shared.sum()), "kept; told apart by item, never by title")
+    report.add("items without a description", int((items["description"] == "").sum()), "kept; their text is the title alone")
+
+
+def count_events(report: DataReport, interactions: pd.DataFrame) -> None:
+    """What is unusual in the interactions: users too short to be tested, and events that repeat an item."""
+    lengths = np.bincount(interactions["user"])[1:]
+    report.add("users with fewer than 3 interactions", int((lengths < 3).sum()), "kept for training; they have no test row")
+    again = interactions.duplicated(["user", "item"]).sum()
+    report.add("interactions that repeat an item of the user", int(again), "kept, as in the authors' data")

@@ -6,51 +6,112 @@ from pathlib import Path
 
 import pandas as pd
 
-from .base import DataError, DataReport, Dataset, item_table
+from .base import DataError, DataReport, Dataset, count_events, count_texts, item_table
 
 
 def read_frame(path: Path | str) -> pd.DataFrame:
-    """A table from ``.csv``, ``.tsv`` or ``.parquet`` (the first two may be compressed)."""
+    """A table from ``.csv``, ``.tsv`` or ``.parquet`` (the first two may be compressed). Ids keep leading zeros."""
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    if ".parquet" in path.suffixes:
-        return pd.read_parquet(path)
     try:
-        return pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",")
+        if ".parquet" in path.suffixes:
+            return pd.read_parquet(path)
+        ids = {"user": str, "item": str}
+        return pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",", dtype=ids)
     except EOFError as error:
-        raise DataError(f"{path.name} ends early ({error}); it was not downloaded completely: fetch it again") from error
+        raise DataError(f"{path.name} ends early ({error}); it was not copied completely: fetch it again") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path.name} is no readable table: {error}") from error
 
 
-def from_frames(interactions: pd.DataFrame, items: pd.DataFrame, name: str = "own", domain: str = "item") -> Dataset:
+def from_frames(
+    interactions: pd.DataFrame, items: pd.DataFrame, name: str = "own", domain: str = "item", unknown_items: str = "error"
+) -> Dataset:
     """A dataset from ``user, item, timestamp`` and ``item, title[, description, genres]``; ids may be anything.
 
-    Events are put in time order (ties keep the table's order). Items nobody met are kept: they can be candidates.
-    Raises :class:`DataError` for a missing column, an event of an unknown item, or an item listed twice.
+    Users are numbered in the order of the table, items in the order of theirs. Each user's events are put in time order
+    (ties keep the table's order); a timestamp is a number or a date. Items that nobody met are kept: they can be
+    candidates. Raises :class:`DataError` for a missing column or value, an item listed twice, and an event of an item
+    that ``items`` lacks (``unknown_items="untitled"`` keeps such events and titles the item "No Title").
     """
-    for table, columns, what in ((interactions, ("user", "item", "timestamp"), "interactions"), (items, ("item", "title"), "items")):
-        missing = [c for c in columns if c not in table.columns]
-        if missing:
-            raise DataError(f"{name}: the table of {what} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
+    if unknown_items not in ("error", "untitled"):
+        raise DataError(f"unknown_items is {unknown_items!r}; it must be 'error' or 'untitled'")
+    _require(interactions, ("user", "item", "timestamp"), f"{name}: the table of interactions")
+    _require(items, ("item", "title"), f"{name}: the table of items", filled=("item",))
     twice = items["item"].duplicated()
     if twice.any():
         raise DataError(f"{name}: item {items.loc[twice, 'item'].iloc[0]!r} is listed twice; keep one of the rows")
-    unknown = ~interactions["item"].isin(items["item"])
-    if unknown.any():
-        row = interactions.index[unknown][0]
-        raise DataError(f"{name}: row {row} names item {interactions.at[row, 'item']!r}, which the table of items does not have")
     report = DataReport()
     report.add("interactions read", len(interactions), "all kept")
-    events = interactions.sort_values("timestamp", kind="stable")
+    unknown = ~interactions["item"].isin(items["item"])
+    if unknown.any():
+        items = _with_unknown(interactions, items, unknown, name, unknown_items, report)
     keys = items["item"].tolist()
-    item_id = pd.Series(range(1, len(keys) + 1), index=keys)
-    users = pd.factorize(events["user"])[0] + 1
-    numbered = pd.DataFrame({"user": users, "item": item_id[events["item"]].to_numpy()}).astype("int32")
-    numbered = numbered.sort_values("user", kind="stable", ignore_index=True)
+    numbered = pd.DataFrame(
+        {
+            "user": pd.factorize(interactions["user"])[0] + 1,
+            "item": pd.Index(keys).get_indexer(interactions["item"]) + 1,
+            "time": _times(interactions["timestamp"], name).to_numpy(),
+        }
+    )
+    numbered = numbered.sort_values(["user", "time"], kind="stable", ignore_index=True)[["user", "item"]].astype("int32")
 
     def column(title: str) -> list[str]:
         return items[title].fillna("").astype(str).tolist() if title in items else [""] * len(items)
 
-    table, empty = item_table([str(k) for k in keys], column("title"), column("description"), column("genres"))
-    report.add("items without a title", empty, "given the fallback 'No Title'")
+    table, empty = item_table([str(key) for key in keys], column("title"), column("description"), column("genres"))
+    count_texts(report, table, empty)
+    count_events(report, numbered)
     return Dataset(name, domain, numbered, table, report)
+
+
+def _require(table: pd.DataFrame, columns: tuple[str, ...], what: str, filled: tuple[str, ...] | None = None) -> None:
+    for column in columns:
+        if column not in table.columns:
+            raise DataError(f"{what} has no column {column!r}; it has {', '.join(map(str, table.columns))}")
+        empty = table[column].isna()
+        if column in (columns if filled is None else filled) and empty.any():
+            raise DataError(f"{what}: row {table.index[empty][0]} has no {column}; fill it in or delete the row")
+    if table.empty:
+        raise DataError(f"{what} is empty")
+
+
+def _with_unknown(
+    interactions: pd.DataFrame, items: pd.DataFrame, unknown: pd.Series, name: str, rule: str, report: DataReport
+) -> pd.DataFrame:
+    row = interactions.index[unknown][0]
+    if rule == "error":
+        raise DataError(
+            f"{name}: row {row} of the interactions names item {interactions.loc[unknown, 'item'].iloc[0]!r}, which the table "
+            "of items does not have; add the item, delete the row, or pass unknown_items='untitled'"
+        )
+    missing = interactions.loc[unknown, "item"].drop_duplicates()
+    report.add("items that the table of items lacks", len(missing), "added without a title")
+    return pd.concat([items, pd.DataFrame({"item": missing, "title": ""})], ignore_index=True)
+
+
+def _times(times: pd.Series, name: str) -> pd.Series:
+    """Numbers as they are, dates as numbers; an unreadable one is an error that names its row."""
+    if pd.api.types.is_numeric_dtype(times):
+        return times
+    read = pd.to_datetime(times, errors="coerce", utc=True, format="mixed")
+    if read.isna().any():
+        row = times.index[read.isna()][0]
+        raise DataError(f"{name}: row {row} has timestamp {times[read.isna()].iloc[0]!r}, neither a number nor a date")
+    return read.astype("int64")
+
+
+def frame_files(root: Path, interactions: Path | str, items: Path | str, **options: str) -> list[Path]:
+    for path in (interactions, items):
+        if not Path(path).exists():
+            raise DataError(f"{path} does not exist")
+    return [Path(interactions), Path(items)]
+
+
+def build_frames(
+    files: list[Path], interactions: Path | str, items: Path | str, name: str = "own", domain: str = "item",
+    unknown_items: str = "error",
+) -> Dataset:  # fmt: skip
+    """Your own CSV or Parquet: ``load("frames", interactions="events.csv", items="items.csv", name="own", domain="item")``."""
+    return from_frames(read_frame(files[0]), read_frame(files[1]), name, domain, unknown_items)

@@ -1,14 +1,15 @@
 """A generated world with known truth, written in the raw Amazon format and read back as such.
 
-Every item has a *group*, which only interactions show (users stay with a group or two, texts do not tell), and a *maker*,
-which stands in the title and which users also prefer (texts tell, and so it helps where interactions are few).
-Popularity follows Zipf's law.
+Every item has a *group*, which only interactions show (users stay with two of them, texts do not tell), and a *maker*,
+which stands in the title and of which every user prefers one (texts tell, also where interactions are few). Popularity
+follows Zipf's law with exponent 0.7. A few items share their title, as in every real catalogue.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,31 +22,54 @@ THINGS = ["Lamp", "Chair", "Kettle", "Mirror", "Basket", "Clock", "Blanket", "Bo
 COLOURS = ["Red", "Blue", "Green", "White", "Black", "Amber", "Grey", "Violet"]
 
 
-def write_world(folder: Path, users: int = 300, items: int = 120, groups: int = 6, seed: int = 0) -> tuple[Path, Path]:
-    """Write ``reviews.json`` and ``meta.json``; the same seed writes the same bytes. Returns the two paths."""
+@dataclass(frozen=True)
+class World:
+    """The truth. By item key ("I0000" ...): ``group``, ``maker``, ``title``, ``appeal`` (relative popularity); by user
+    ("U0000" ...): ``groups`` (two), ``likes`` (a maker) and ``history`` (item numbers in time order)."""
+
+    group: np.ndarray
+    maker: np.ndarray
+    title: list[str]
+    appeal: np.ndarray
+    groups: list[np.ndarray]
+    likes: list[int]
+    history: list[np.ndarray]
+
+
+def make_world(users: int = 300, items: int = 120, groups: int = 6, seed: int = 0) -> World:
+    """A world; the same arguments make the same one."""
     rng = np.random.default_rng(seed)
     group = rng.permutation(np.arange(items) % groups)
     maker = rng.integers(len(MAKERS), size=items)
     names = rng.permutation([f"{t} {c}" for t in THINGS for c in COLOURS] * (items // 80 + 1))[:items]
     appeal = 1.0 / np.arange(1, items + 1) ** 0.7
-    with open(folder / "meta.json", "w") as file:
-        for i in range(items):
-            text = [f"A {names[i].lower()} by {MAKERS[maker[i]]}."]
-            file.write(json.dumps({"asin": f"I{i:04d}", "title": f"{MAKERS[maker[i]]} {names[i]}", "description": text}) + "\n")
-    with open(folder / "reviews.json", "w") as file:
-        for u in range(users):
-            liking = np.where(np.isin(group, rng.choice(groups, 2, replace=False)), 12.0, 1.0)
-            liking *= np.where(maker == rng.integers(len(MAKERS)), 4.0, 1.0)
-            weight = appeal * liking
-            count = int(rng.integers(5, 16))
-            chosen = rng.choice(items, count, replace=False, p=weight / weight.sum())
-            for place, item in enumerate(chosen):
-                row = {"reviewerID": f"U{u:04d}", "asin": f"I{item:04d}", "overall": 5.0, "unixReviewTime": 10_000 * u + place}
-                file.write(json.dumps(row) + "\n")
+    two, likes, history = [], [], []
+    for _ in range(users):
+        two.append(rng.choice(groups, 2, replace=False))
+        likes.append(int(rng.integers(len(MAKERS))))
+        weight = appeal * np.where(np.isin(group, two[-1]), 12.0, 1.0) * np.where(maker == likes[-1], 4.0, 1.0)
+        count = int(rng.integers(5, 16))
+        history.append(rng.choice(items, count, replace=False, p=weight / weight.sum()))
+    return World(group, maker, [f"{MAKERS[m]} {n}" for m, n in zip(maker, names, strict=True)], appeal, two, likes, history)
+
+
+def write_world(folder: Path, world: World) -> tuple[Path, Path]:
+    """Write the world's ``reviews.json`` and ``meta.json``; returns the two paths."""
+    meta = []
+    for i, title in enumerate(world.title):
+        maker, name = title.split(" ", 1)
+        meta.append({"asin": f"I{i:04d}", "title": title, "description": [f"A {name.lower()} by {maker}."]})
+    reviews = [
+        {"reviewerID": f"U{u:04d}", "asin": f"I{item:04d}", "overall": 5.0, "unixReviewTime": 10_000 * u + place}
+        for u, history in enumerate(world.history)
+        for place, item in enumerate(history)
+    ]
+    for name, records in (("reviews.json", reviews), ("meta.json", meta)):
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder / "reviews.json", folder / "meta.json"
 
 
-def load_simulated() -> Dataset:
-    """The world of seed 0."""
+def build_simulated(files: list[Path], users: int = 300, items: int = 120, groups: int = 6, seed: int = 0) -> Dataset:
+    """The world of ``seed``, by way of raw files."""
     with tempfile.TemporaryDirectory() as folder:
-        return from_amazon(*write_world(Path(folder)), "simulated")
+        return from_amazon(*write_world(Path(folder), make_world(users, items, groups, seed)), "simulated", threshold=4)

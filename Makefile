@@ -1,0 +1,48 @@
+# Two commands do everything: `make book` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON := $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/installed
+DATASET ?= movielens
+PROFILE ?= laptop
+SEED ?= 0
+LLM ?= pocket
+DEVICE ?= cpu
+RUN := $(BIN)/python -m allmrec_lib.runner
+
+.PHONY: help setup book test chapter html notebooks clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## a virtual environment in .venv with everything pinned
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || (rm -rf .venv && $(PYTHON) -m venv .venv)
+	@echo "installing (about two minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/.*"torch==\([^"]*\)".*/\1/p' pyproject.toml)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test]'
+	@touch $@
+
+book: $(STAMP) ## run the chapters on real data and render the book: DATASET=movielens PROFILE=laptop
+	@$(RUN) book --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
+	@$(MAKE) --no-print-directory html
+
+chapter: $(STAMP) ## run one chapter: CH=03 DATASET=beauty PROFILE=laptop
+	@test -n "$(CH)" || (echo "say which chapter: make chapter CH=03" && exit 2)
+	@$(RUN) chapter $(CH) --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
+
+notebooks: $(STAMP) ## run the chapters' sources in place at the smoke profile
+	@$(RUN) sources
+
+html: $(STAMP) ## render what is there: _build/html/index.html (warnings are errors)
+	@$(BIN)/jupyter-book build . -W -n --keep-going --quiet
+	@echo "the book: _build/html/index.html"
+
+test: $(STAMP) ## the whole test suite
+	@$(BIN)/python -m pytest
+
+clean: ## delete what was made (not .venv, not downloads)
+	rm -rf _build data/artifacts data/processed
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,206 @@
+"""Chapters by papermill: parameters checked, executed copies written whole, finished work not redone.
+
+    python -m allmrec_lib.runner chapter 03 --dataset beauty --profile laptop
+    python -m allmrec_lib.runner book --dataset movielens --profile laptop
+    python -m allmrec_lib.runner sources        # the chapters' sources in place, at their default parameters
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from .store import project_root
+
+KERNEL = {"ALLMREC_QUIET": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+          "TQDM_DISABLE": "0", "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip
+
+
+class ChapterError(RuntimeError):
+    """A chapter that cannot be run or failed while running; the message names chapter, cell and cause."""
+
+
+def book_folder() -> Path:
+    return project_root() / "book"
+
+
+def chapters() -> dict[str, Path]:
+    """The chapters' sources by number: {"01": book/01_data.ipynb, ...}."""
+    return {path.name[:2]: path for path in sorted(book_folder().glob("[0-9][0-9]_*.ipynb"))}
+
+
+def find_chapter(name: str) -> Path:
+    """A chapter by number ("3", "03") or name ("03_sasrec")."""
+    known = chapters()
+    found = known.get(re.sub(r"\D.*", "", name).zfill(2))
+    if found is None:
+        raise ChapterError(f"no chapter {name!r}; there are {', '.join(p.stem for p in known.values())}")
+    return found
+
+
+def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
+    """Papermill only warns of a parameter that a notebook does not have; here it is an error naming the nearest."""
+    import papermill
+
+    known = list(papermill.inspect_notebook(str(source)))
+    for name in parameters:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ChapterError(f"{source.stem} has no parameter {name!r}{hint} (it has {', '.join(known)})")
+
+
+def library_digest() -> str:
+    """A hash of all of the library's source and profiles."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.suffix in (".py", ".yaml"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without what changes from run to run: time stamps, papermill's record, paths, cell ids made by injection."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    for number, cell in enumerate(notebook.cells):
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell["id"] = f"injected-{number}"
+        for output in cell.get("outputs", []):
+            for key in ("text", "data"):
+                if key in output:
+                    output[key] = json.loads(json.dumps(output[key]).replace(str(project_root()), "."))
+    return notebook
+
+
+def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Beside, then renamed into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    nbformat.write(notebook, partial)
+    partial.replace(path)
+
+
+def _key(source: Path, parameters: dict[str, Any]) -> str:
+    cells = [(c.cell_type, c.source) for c in nbformat.read(source, as_version=4).cells]
+    return hashlib.sha256(json.dumps([cells, parameters, library_digest()]).encode()).hexdigest()[:16]
+
+
+def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
+    """Run ``source`` into ``target``; on failure the notebook is left beside it as ``.failed.ipynb``."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    os.environ.update(KERNEL)
+    running = target.with_name(target.stem + ".running")
+    failed = target.with_name(target.stem + ".failed.ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # without parameters nothing is injected, so that a source run in place keeps its cells
+        papermill.execute_notebook(str(source), str(running), parameters=parameters or None, cwd=str(source.parent),
+                                   progress_bar={"desc": source.stem, "mininterval": 1.0})  # fmt: skip
+    except PapermillExecutionError as error:
+        running.replace(failed)
+        raise ChapterError(
+            f"chapter {source.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\nthe notebook with the error: {failed.name}"
+        ) from error
+    except BaseException:
+        running.unlink(missing_ok=True)
+        raise
+    notebook = nbformat.read(running, as_version=4)
+    write_notebook(clean(notebook), target)
+    running.unlink()
+    failed.unlink(missing_ok=True)
+
+
+def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
+    """Run one chapter with parameters (dataset, profile, seed, llm, device) and return its executed copy.
+
+    The copy is ``book/executed/<dataset>/NN_name.ipynb``. What was run before with the same source, library and
+    parameters is not run again (``force``: it is). Raises :class:`ChapterError`.
+    """
+    source = find_chapter(name)
+    check_parameters(source, parameters)
+    target = book_folder() / "executed" / parameters["dataset"] / source.name
+    record = project_root() / "data" / "artifacts" / "runs" / f"{parameters['dataset']}-{source.stem}.json"
+    key = _key(source, parameters)
+    if not force and target.exists() and record.exists() and json.loads(record.read_text()).get("key") == key:
+        print(f"{source.stem}: up to date", flush=True)
+        return target
+    begin = time.monotonic()
+    _execute(source, target, parameters)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps({"key": key, "parameters": parameters, "seconds": time.monotonic() - begin}))
+    partial.replace(record)
+    print(f"{source.stem}: done in {time.monotonic() - begin:.0f} s", flush=True)
+    return target
+
+
+def run_book(only: list[str] | None = None, **parameters: Any) -> None:
+    """Run all chapters, one after another; later ones find what earlier ones trained."""
+    names = only or list(chapters())
+    begin = time.monotonic()
+    for place, name in enumerate(names, 1):
+        print(f"[{place}/{len(names)}] {find_chapter(name).stem} on {parameters['dataset']} ({parameters['profile']}), "
+              f"{time.monotonic() - begin:.0f} s so far", flush=True)  # fmt: skip
+        run_chapter(name, **parameters)
+    print(f"all {len(names)} chapters in {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def run_sources(only: list[str] | None = None) -> None:
+    """Execute the chapters' sources in place at their default parameters (the smoke profile)."""
+    for name in only or list(chapters()):
+        source = find_chapter(name)
+        begin = time.monotonic()
+        _execute(source, source, {})
+        print(f"{source.stem}: done in {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["chapter", "book", "sources"])
+    parser.add_argument("names", nargs="*", help="chapters, by number")
+    for name, default in (("dataset", "movielens"), ("profile", "laptop"), ("llm", "pocket"), ("device", "cpu")):
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--force", action="store_true", help="run again what is up to date")
+    parser.add_argument("-p", dest="more", action="append", default=[], metavar="NAME=VALUE", help="any other parameter")
+    args = parser.parse_args(arguments)
+    parameters = {name: getattr(args, name) for name in ("dataset", "profile", "seed", "llm", "device")}
+    parameters |= {name: _value(value) for name, _, value in (p.partition("=") for p in args.more)}
+    try:
+        if args.what == "sources":
+            run_sources(args.names)
+        elif args.what == "book":
+            run_book(args.names, **parameters)
+        else:
+            for name in args.names:
+                run_chapter(name, force=args.force, **parameters)
+    except ChapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
