@@ -123,19 +123,19 @@ class AlignmentTask:
         index = torch.randperm(len(self.held))[:2000]
         batch = self.held.take(index)
         items, place = batch.targets.unique(return_inverse=True)
-        with torch.inference_mode():
+        with torch.no_grad():
             q_text = self.module.text(items, chunk=64)[place.to(self.device)]
             return -float(self._terms(batch, self.x_held[index.to(self.x_held.device)], q_text)["total"])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def represent(cf: EmbeddingRecommender, rows: Rows, device: str = "cpu", batch: int = 1024) -> Tensor:
     """x^u of every row from the frozen CF model. (N, d)."""
     out = torch.cat([cf.user_representation(h.to(device)) for h in rows.histories.split(batch)])
     return out.clone()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def joint_embeddings(model: Alignment, cf: EmbeddingRecommender) -> JointEmbeddings:
     """e and q of every item in one pass, on the CPU."""
     model.eval()

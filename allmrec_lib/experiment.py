@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from functools import cached_property
@@ -28,6 +29,7 @@ from .llm.soft_tokens import PromptEncoder
 from .recommenders.base import aligned, score_rows
 from .recommenders.popularity import Popularity, RepeatPopularity
 from .recommenders.sasrec import SASRec, train_sasrec
+from .results import versions
 from .sequences import Candidates, Rows, Sequences, candidate_sets
 from .store import Store, code_digest
 from .text import TextEncoder, item_texts
@@ -63,6 +65,17 @@ class Experiment:
         self.profile: Profile = load_profile(profile, dataset, overrides)
         self.name, self.seed, self.llm, self.device = dataset, seed, llm, device
         self.store = store or Store()
+
+    def about(self) -> str:
+        """One line for the head of a chapter: what runs, on what, with which versions."""
+        shown = ", ".join(f"{name} {version}" for name, version in versions().items())
+        return f"{self.name}, profile {self.profile.name}, seed {self.seed}, LLM {self.llm}, device {self.device}; {shown}"
+
+    def record(self) -> dict[str, Any]:
+        """What a result depends on: settings, data and candidate hashes, the library's code."""
+        return {"config": asdict(self.profile), "seed": self.seed, "llm": self.llm, "device": self.device,
+                "data": self.data.digest, "candidates": self.candidates["test"].digest,
+                "code": code_digest(*sorted({m for modules in CODE.values() for m in modules}))}  # fmt: skip
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -236,6 +249,4 @@ class Experiment:
 
 def hash_text(text: str) -> str:
     """A short hash of a text, the same on every machine."""
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -23,7 +23,7 @@ import nbformat
 from .store import project_root
 
 KERNEL = {"ALLMREC_QUIET": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-          "TQDM_DISABLE": "0", "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip
+          "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip
 
 
 class ChapterError(RuntimeError):
@@ -104,7 +104,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     os.environ.update(KERNEL)
-    running = target.with_name(target.stem + ".running")
+    running = target.with_name(f".{target.stem}.running.ipynb")
     failed = target.with_name(target.stem + ".failed.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -79,7 +79,7 @@ class TextEncoder(nn.Module):
         encoded = torch.cat([self._encode(items[part]) for part in order.split(chunk)])
         return encoded[order.argsort(stable=True).to(encoded.device)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_all(self, chunk: int = 64) -> Tensor:
         """Q of every text in one pass, longest first. (len(texts), D) on the CPU."""
         self.model.eval()

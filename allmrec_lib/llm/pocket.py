@@ -29,13 +29,14 @@ from .prompts import clean_title
 class Recipe:
     """The mixture of documents and the length of training."""
 
-    steps: int = 3000
-    batch_tokens: int = 4000
-    lr: float = 8e-4
+    steps: int = 4000
+    batch_tokens: int = 3000
+    lr: float = 6e-4
     warmup: int = 100
     templates: dict[str, float] = field(
-        default_factory=lambda: {"paper": 0.3, "item-first": 0.25, "recall": 0.2, "text-only": 0.08, "text": 0.17}
+        default_factory=lambda: {"recall": 0.45, "item-first": 0.3, "text": 0.2, "text-only": 0.05, "paper": 0.6}
     )
+    paper_from: int = 8  # tags after their titles come when lists of this size with tags before them are mastered
     hint_weight: float = 1.0
     largest: int = 22
     history: int = 10
@@ -144,7 +145,8 @@ class Maker:
         self.writer.rng = self.writer.titles.rng = rng
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         names = list(recipe.templates)
-        weights = np.array([recipe.templates[n] for n in names])
+        early = self.size["item-first"] < recipe.paper_from
+        weights = np.array([recipe.templates[n] * (n != "paper" or not early) for n in names])
         name = names[rng.choice(len(names), p=weights / weights.sum())]
         lists = self._lists(name, rng)
         count = max(1, int(-lists.ids.min()) - 1)

@@ -28,7 +28,7 @@ class EmbeddingRecommender(Recommender, Protocol):
         """x^u: (B, L) -> (B, d)."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_rows(model: Recommender, rows: Rows, candidates: Candidates, device: str = "cpu", batch: int = 1024):
     """The model's scores of every candidate of every row, a NumPy array (N, C).
 

@@ -1,0 +1,80 @@
+"""Rows of results in and out: one JSON file a table under ``data/results/<profile>/<dataset>/``."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from . import metrics
+from .store import project_root
+
+FIELDS = ("model", "dataset", "profile", "llm", "metric", "value", "low", "high", "n_users", "seeds", "paper", "section")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    import torch
+    import transformers
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def paper_value(table: int, dataset: str, model: str | None, metric: str = "hit@1") -> float | None:
+    """The paper's number for a model, or None where the paper has none for this dataset (``data/paper/table_NN.csv``)."""
+    frame = pd.read_csv(project_root() / "data" / "paper" / f"table_{table:02d}.csv")
+    same = frame["model"].isna() if model is None else frame["model"] == model
+    found = frame[(frame["dataset"] == dataset) & same & (frame["metric"] == metric)]
+    return None if found.empty else float(found["value"].iloc[0])
+
+
+def row(model: str, values: list[np.ndarray], *, dataset: str, profile: str, llm: str | None, section: str, table: int = 1,
+        metric: str = "hit@1") -> dict[str, Any]:  # fmt: skip
+    """One row: the mean over users of the mean over seeds, with its 95% interval over users.
+
+    ``values``: one (N,) array of per-user values a seed, all on the same rows.
+    """
+    interval = metrics.bootstrap(np.mean(values, axis=0))
+    return {"model": model, "dataset": dataset, "profile": profile, "llm": llm, "metric": metric, "value": interval.value,
+            "low": interval.low, "high": interval.high, "n_users": len(values[0]), "seeds": len(values),
+            "paper": paper_value(table, dataset, model, metric), "section": section}  # fmt: skip
+
+
+def path_of(table: str, profile: str, dataset: str) -> Path:
+    return project_root() / "data" / "results" / profile / dataset / f"{table}.json"
+
+
+def record(table: str, rows: list[dict[str, Any]], run: dict[str, Any], wall_s: float | None = None) -> Path:
+    """Write the rows of a table with how they came about; ``run`` holds code, config and data hashes.
+
+    A file that already holds the same rows from the same run is left as it is, so that repeating a command changes
+    nothing. Raises ValueError for a row without one of :data:`FIELDS`.
+    """
+    for line in rows:
+        missing = [name for name in FIELDS if name not in line]
+        if missing:
+            raise ValueError(f"{table}: the row of {line.get('model')!r} has no {missing[0]!r}")
+    path = path_of(table, rows[0]["profile"], rows[0]["dataset"])
+    run = {**run, "versions": versions()}
+    if path.exists():
+        old = json.loads(path.read_text())
+        stamps = ("started", "wall_s")
+        if old["rows"] == rows and {k: v for k, v in old["run"].items() if k not in stamps} == json.loads(json.dumps(run)):
+            return path
+    run |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "wall_s": wall_s}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"run": run, "rows": rows}, indent=1) + "\n")
+    partial.replace(path)
+    return path
+
+
+def read(table: str, profile: str, dataset: str) -> pd.DataFrame:
+    """The rows of a table; an empty frame when it was not recorded yet."""
+    path = path_of(table, profile, dataset)
+    return pd.DataFrame(json.loads(path.read_text())["rows"]) if path.exists() else pd.DataFrame(columns=list(FIELDS))
