@@ -11,18 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..training import autocast, quiet
 from .pocket_corpus import START, Lists, TitleSource, Writer, common_words, soft_vectors, train_tokenizer
-from .prompts import clean_title
+from .pocket_model import build_model
+from .pocket_skills import answer_logits, embed_lists, measure, perplexity
+from .prompts import TEMPLATES, clean_title
 
 
 @dataclass(frozen=True)
@@ -42,82 +43,6 @@ class Recipe:
     history: int = 10
     grow_at: float = 0.85
     seed: int = 0
-
-
-def build_model(vocabulary: int, quotes: list[int], dim: int = 192, layers: int = 4, heads: int = 4):
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    config = GPTNeoXConfig(
-        vocab_size=vocabulary, hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=512, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-        max_position_embeddings=2048, use_parallel_residual=False, tie_word_embeddings=True, hidden_dropout=0.0,
-        attention_dropout=0.0, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    model = GPTNeoXForCausalLM(config)
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
-    write_circuit(model, dim, dim // heads, quotes)
-    return model
-
-
-@torch.no_grad()
-def write_circuit(model, dim: int, size: int, quotes: list[int]) -> None:
-    """Start from the circuit that in-context look-up rests on (induction heads, Olsson et al. 2022), then train.
-
-    Layer 0: two heads look one and two places back (rotary positions make that a constant) and note what was there.
-    Layer 1: one head looks for places that came after the same token and copies the word there; one fetches what stands
-    behind the start token, the user's vector, into the note of layer 0's second head.
-    Layer 2: one head looks for places whose note two back (an item token before its title) is like the own note, one for
-    places that *are* like the own note (an item token after its title); both copy.
-    Found by gradient alone, this takes most of the training on a small machine.
-    """
-    rotary, content = size // 4, size - size // 4
-    attention = [layer.attention for layer in model.gpt_neox.layers]
-    weights = [a.query_key_value.weight.view(-1, 3, size, dim) for a in attention]
-    outs = [a.dense.weight.view(dim, -1, size) for a in attention]
-    biases = [a.query_key_value.bias.view(-1, 3, size) for a in attention]
-    reads, notes = (torch.linalg.qr(torch.randn(dim, dim))[0] for _ in range(2))
-    parts = [slice(0, size), slice(size, 2 * size)]
-
-    def copies(layer: int, head: int) -> None:
-        basis = torch.linalg.qr(torch.randn(dim, dim))[0][:size]
-        weights[layer][head, 2], outs[layer][:, head] = basis, basis.T
-
-    for head, distance in ((0, 1), (1, 2)):
-        weights[0][head, :2] = 0.0
-        weights[0][head, 2], outs[0][:, head] = reads[parts[head]], 0.15 * notes[parts[head]].T
-        angle = distance * 10000.0 ** (-torch.arange(rotary // 2) * 2 / rotary)
-        strength = (12.0 * size**0.5) ** 0.5
-        biases[0][head, 0, :rotary] = strength * torch.cat([angle.cos(), -angle.sin()])
-        biases[0][head, 1, : rotary // 2] = strength
-    before, own, note = notes[parts[0]][:content], reads[parts[0]][:content], notes[parts[1]][:content]
-    embedding = model.get_input_embeddings().weight
-    start = F.layer_norm(embedding[0], (dim,))
-    weights[1][0, 0], biases[1][0, 0, rotary:] = 0.0, 1.5 * (own @ start)
-    weights[1][0, 1, rotary:] = 1.5 * (before - own)
-    weights[1][0, 2], outs[1][:, 0] = reads[parts[1]], 0.15 * notes[parts[1]].T
-    for head, query, key in ((0, note, note), (1, note, reads[parts[1]][:content]), (2, own, before)):
-        weights[2][head, 0, rotary:], weights[2][head, 1, rotary:] = 1.4 * query, 1.4 * key
-        copies(2, head)
-        if head < 2:
-            weights[2][head, 1, rotary:] += before
-            biases[2][head, 0, rotary:] = 0.8 * sum(own @ F.layer_norm(embedding[q], (dim,)) for q in quotes)
-
-
-def embed_lists(model, lists: Lists, items: Tensor, users: Tensor) -> Tensor:
-    """Input embeddings with the soft vectors in their slots, scaled to the spread of the token embeddings."""
-    table = model.get_input_embeddings().weight
-    spread = table.detach().std()
-    out = model.get_input_embeddings()(lists.ids.clamp(min=0))
-    soft = torch.cat([users[:, None], items], dim=1) * spread
-    slots = lists.ids < 0
-    row = torch.arange(len(lists.ids))[:, None].expand_as(lists.ids)[slots]
-    out = out.masked_scatter(slots.unsqueeze(-1), soft[row, (-lists.ids[slots] - 1)].to(out.dtype))
-    return out
-
-
-def answer_logits(model, lists: Lists, embeds: Tensor, asked: Tensor) -> Tensor:
-    hidden = model.base_model(inputs_embeds=embeds).last_hidden_state[asked]
-    return model.get_output_embeddings()(hidden).float()
 
 
 class Maker:
@@ -154,7 +79,7 @@ class Maker:
         items, users = soft_vectors(count, self.model.config.hidden_size, lists, -grown, generator, varied=grown > 0.2)
         rate = min(1.0, (self.step + 1) / recipe.warmup) * (0.5 + 0.5 * np.cos(np.pi * self.step / recipe.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * max(rate, 0.02)
+            group["lr"] = float(recipe.lr * max(rate, 0.02))
         with autocast("cpu", "auto"):
             embeds = embed_lists(self.model, lists, items, users)
             hinted = lists.hints >= 0
@@ -217,43 +142,51 @@ class Maker:
         self.save(path)
 
 
-@torch.inference_mode()
-def recall(model, writer: Writer, template: str, titles=None, size: int = 20, history: int = 10, noise: float = 0.0,
-           told: float = 1.0, batch: int = 50, batches: int = 4, varied: bool = False, seed: int = 1) -> float:  # fmt: skip
-    """Share of lists whose answer's first token is right (``told=0``: chance)."""
-    rng = np.random.default_rng(seed)
-    writer.rng = writer.titles.rng = rng
-    generator = torch.Generator().manual_seed(seed)
-    right = []
-    for _ in range(batches):
-        lists = writer.lists(template, batch, size, history, told, titles)
-        count = max(1, int(-lists.ids.min()) - 1)
-        items, users = soft_vectors(count, model.config.hidden_size, lists, noise, generator, varied)
-        asked = torch.zeros_like(lists.ids, dtype=torch.bool)
-        asked[torch.arange(batch), lists.first] = True
-        logits = answer_logits(model, lists, embed_lists(model, lists, items, users), asked)
-        right.append((logits.argmax(-1) == lists.labels[asked]).float())
-    return float(torch.cat(right).mean())
+def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: str, folder: Path) -> None:
+    """Weights (safetensors), tokenizer and card into ``folder``."""
+    from transformers import PreTrainedTokenizerFast
+
+    model, writer = maker.model.eval(), maker.writer
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START).save_pretrained(folder)
+    model.save_pretrained(folder)
+    skills = {name: measure(model, tokenizer, name, held_out, writer.limit) for name in TEMPLATES}
+    card = {
+        "template": template, "max_title_tokens": writer.limit, "parameters": sum(p.numel() for p in model.parameters()),
+        "recipe": asdict(maker.recipe), "titles": titles, "lists grown to": {n: int(s) for n, s in maker.size.items()},
+        "recall, first token, lists of 20 held-out titles": skills,
+        "perplexity a token, held-out titles": round(perplexity(model, tokenizer, held_out), 1),
+    }  # fmt: skip
+    partial = folder / "card.json.partial"
+    partial.write_text(json.dumps(card, indent=1) + "\n")
+    partial.replace(folder / "card.json")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
+    parser.add_argument("--work", type=Path, help="folder of the checkpoint (default: --out)")
     parser.add_argument("--titles", type=Path, nargs="*", default=[], help="files with one real title a line")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--template", default="item-first", choices=sorted(TEMPLATES), help="what the card names")
     args = parser.parse_args()
     words = common_words()
     titles = [clean_title(line, 80) for path in args.titles for line in path.read_text(encoding="utf-8").splitlines()]
     titles = sorted({t for t in titles if t})
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
+    work = args.work or args.out
+    for folder in (args.out, work):
+        folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(Recipe.seed)
     tokenizer = train_tokenizer(titles, words, args.vocabulary)
     train = [t for i, t in enumerate(titles) if i % 20]
     writer = Writer(tokenizer, TitleSource(words, train, np.random.default_rng(0)))
     quotes = [tokenizer.encode(f"a{mark}").ids[-1] for mark in ('"', ' "')]
     maker = Maker(build_model(args.vocabulary, quotes), writer, Recipe(steps=args.steps))
-    maker.run(args.out)
+    maker.run(work)
+    about = f"{len(train):,} titles of {', '.join(p.name for p in args.titles) or 'no file'}"
+    save(maker, tokenizer, titles[::20], args.template, about, args.out)
+    if work == args.out:
+        (work / "checkpoint.pt").unlink()
 
 
 if __name__ == "__main__":

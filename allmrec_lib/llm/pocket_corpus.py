@@ -163,6 +163,16 @@ class Writer:
         after = shape is not TEXT_ONLY and shape.entry.index("{item}") > shape.entry.index("{title}")
         return ids, {"after": hints} if after else {}, target if told_here else 0, begin, more
 
+    def catalogue(self, titles: list[str], length: int) -> Tensor:
+        """Rows (N, length) of titles in quotes, one after the other; what does not fill a row is left out."""
+        rows, ids = [], [self.start]
+        for title in titles:
+            ids += self._text('"') + self._text(title)[: self.limit] + self._text('", ')
+            if len(ids) >= length:
+                rows.append(ids[:length])
+                ids = [self.start]
+        return torch.tensor(rows)
+
     def text(self, batch: int, length: int = 96) -> Lists:
         """Plain catalogue text, title after title: every next token is asked. Half of it comes twice, shuffled, which
         teaches copying."""
