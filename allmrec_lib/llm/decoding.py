@@ -35,7 +35,7 @@ def read(backbone: Backbone, embeds: Tensor, lengths: Tensor) -> Prefix:
     from transformers import DynamicCache
 
     cache, lengths = DynamicCache(config=backbone.model.config), lengths.to(backbone.device)
-    hidden = backbone.hidden(embeds, past_key_values=cache, use_cache=True)
+    hidden = backbone.hidden(embeds, cache=cache, use_cache=True)
     last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
     return Prefix(cache, lengths, embeds.shape[1], backbone.logits(last).log_softmax(-1))
 
@@ -72,10 +72,10 @@ def score(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tensor) ->
     allowed = torch.cat([prompt, own.expand(rows, -1, -1)], dim=-1)
     dtype = backbone.embedding.weight.dtype
     hidden = backbone.hidden(
-        backbone.embedding(flat), past_key_values=prefix.cache, use_cache=True,
+        backbone.embedding(flat), cache=prefix.cache, use_cache=True,
         attention_mask=_mask(allowed, dtype), position_ids=prefix.lengths[:, None] + depth,
     )  # fmt: skip
-    prefix.cache.crop(prefix.width)
+    prefix.cache.crop(-flat.shape[1])
     hidden = hidden.reshape(rows, count, steps, -1)
     follows = torch.arange(1, longest, device=flat.device) < sizes[:, :, None]
     later = torch.zeros(follows.shape, device=flat.device)
@@ -98,7 +98,7 @@ def _advance(backbone: Backbone, prefix: Prefix, tokens: Tensor, past: int) -> N
     allowed = torch.cat([_visible(prefix), seen], dim=1)[:, None, :]
     dtype = backbone.embedding.weight.dtype
     hidden = backbone.hidden(
-        backbone.embedding(tokens[:, None]), past_key_values=prefix.cache, use_cache=True,
+        backbone.embedding(tokens[:, None]), cache=prefix.cache, use_cache=True,
         attention_mask=_mask(allowed, dtype), position_ids=prefix.lengths[:, None] + past,
     )  # fmt: skip
     prefix.log_probs = backbone.logits(hidden[:, 0]).log_softmax(-1)

@@ -30,14 +30,14 @@ from .prompts import TEMPLATES, clean_title
 class Recipe:
     """The mixture of documents and the length of training."""
 
-    steps: int = 4000
+    steps: int = 3000
     batch_tokens: int = 3000
     lr: float = 6e-4
     warmup: int = 100
     templates: dict[str, float] = field(
-        default_factory=lambda: {"recall": 0.45, "item-first": 0.3, "text": 0.2, "text-only": 0.05, "paper": 0.6}
+        default_factory=lambda: {"recall": 0.4, "item-first": 0.4, "text": 0.15, "text-only": 0.05, "paper": 0.4}
     )
-    paper_from: int = 8  # tags after their titles come when lists of this size with tags before them are mastered
+    paper_from: int = 16  # tags after their titles come when lists of this size with tags before them are mastered
     hint_weight: float = 1.0
     largest: int = 22
     history: int = 10
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of the checkpoint (default: --out)")
     parser.add_argument("--titles", type=Path, nargs="*", default=[], help="files with one real title a line")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--template", default="item-first", choices=sorted(TEMPLATES), help="what the card names")
     args = parser.parse_args()
     words = common_words()
