@@ -2,7 +2,8 @@
 
 As in the authors' copy: the query is layer-normalised and the keys are not, the residual goes around the normalised
 query, dropout on embeddings, attention and feed-forward, a final layer norm. Deviations: the padding row is zero and
-stays zero, the last, smaller batch is kept, the best epoch by validation NDCG@10 is returned instead of the last.
+stays zero and is hidden from attention (the copy lets items attend to it, so that a result depends on how much padding
+stands before a history), the last, smaller batch is kept, the best epoch by validation NDCG@10 is returned.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-8)
         self.inner, self.outer = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        """``visible`` (B, 1, L, L): which position sees which."""
         normed = self.query_norm(x)
         query, (key, value) = self.query(normed), self.key_value(x).chunk(2, dim=-1)
         heads = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)]
         drop = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True, dropout_p=drop)
+        mixed = F.scaled_dot_product_attention(*heads, attn_mask=visible, dropout_p=drop)
         x = self.norm(normed + self.out(mixed.transpose(1, 2).flatten(2)))
         hidden = F.dropout(self.inner(x), self.dropout, self.training).relu()
         return x + F.dropout(self.outer(hidden), self.dropout, self.training)
@@ -61,12 +63,15 @@ class SASRec(nn.Module):
 
     def hidden(self, histories: Tensor) -> Tensor:
         """The state after every position. (B, L) -> (B, L, d)."""
-        real = (histories != 0).unsqueeze(-1)
+        real, length = (histories != 0).unsqueeze(-1), histories.shape[1]
+        places = torch.arange(length, device=histories.device)
+        causal, itself = places[:, None] >= places, places[:, None] == places
+        visible = (causal & (real.transpose(1, 2) | itself)).unsqueeze(1)  # a padding row sees itself: no empty softmax
         x = self.items(histories) * self.config.dim**0.5
-        x = x + self.positions.weight[self.config.max_len - histories.shape[1] :]
+        x = x + self.positions.weight[self.config.max_len - length :]
         x = F.dropout(x, self.config.dropout, self.training) * real
         for block in self.blocks:
-            x = block(x) * real
+            x = block(x, visible) * real
         return self.final_norm(x)
 
     def item_embeddings(self) -> Tensor:

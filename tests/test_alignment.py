@@ -1,0 +1,126 @@
+"""Stage 1: equations 2 to 6 against plain sums, the sentence encoder, and what the trained space holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from allmrec_lib.alignment import Alignment, AlignmentTask, JointEmbeddings, joint_embeddings, losses, train_alignment
+from allmrec_lib.config import SASRecConfig, Stage1Config
+from allmrec_lib.recommenders.sasrec import SASRec
+from allmrec_lib.text import TextEncoder
+
+CONFIG = Stage1Config(train_layers=1, max_text_tokens=12, epochs=3, dim=16, lr=5e-3, encoder_lr=1e-4, batch_size=8)
+TEXTS = ["", *[f"Title: {colour} {thing}" for colour in ("Red", "Blue", "Old", "New", "Big", "Tin")
+               for thing in ("lamp", "chair", "clock", "kettle", "mirror", "basket", "bottle", "candle", "book", "cup")]]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text() -> TextEncoder:
+    return TextEncoder("all-MiniLM-L6-v2", TEXTS, 12, train_layers=0)
+
+
+@pytest.fixture
+def cf() -> SASRec:
+    torch.manual_seed(0)
+    return SASRec(60, SASRecConfig(dim=8, max_len=10)).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("score", ["dot", "mean"])
+def test_the_losses_are_equations_2_to_6(text, score):
+    torch.manual_seed(0)
+    config = Stage1Config(alpha=0.3, beta=0.7, score=score)
+    model = Alignment(5, text, config)
+    x, E, E_, Q = torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, text.dim)
+    terms = {name: float(value.detach()) for name, value in losses(model, config, x, E, E_, Q).items()}
+    w, b, w_, b_ = (p.detach().double().numpy() for p in [*model.item_encoder[0].parameters(), *model.item_decoder.parameters()])
+    v, c, v_, c_ = (p.detach().double().numpy() for p in [*model.text_encoder[0].parameters(), *model.text_decoder.parameters()])
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    matching = item = words = rec = 0.0
+    for user in range(3):
+        xu, good, bad, sentence = (t[user].double().numpy() for t in (x, E, E_, Q))
+        e, q = sigmoid(w @ good + b), sigmoid(v @ sentence + c)
+        decoded, decoded_bad = w_ @ e + b_, w_ @ sigmoid(w @ bad + b) + b_
+        scale = 1 if score == "dot" else 1 / 5
+        matching += ((e - q) ** 2).mean() / 3
+        item += ((decoded - good) ** 2).mean() / 3
+        words += ((v_ @ q + c_ - sentence) ** 2).mean() / 3
+        rec -= (np.log(sigmoid(xu @ decoded * scale)) + np.log(1 - sigmoid(xu @ decoded_bad * scale))) / 3
+    expected = {"matching": matching, "item_recon": item, "text_recon": words, "rec": rec,
+                "total": matching + 0.3 * item + 0.7 * words + rec}  # fmt: skip
+    assert terms == pytest.approx(expected, abs=1e-5)
+
+
+def test_texts_are_encoded_once_and_their_order_does_not_matter(text):
+    whole = text.encode_all()
+    items = torch.tensor([7, 3, 55, 12])
+    assert torch.allclose(text(items).detach(), whole[items], atol=1e-5)
+    assert whole.shape == (61, 384)
+    reference = text.model.encode(TEXTS[1:4], convert_to_tensor=True, show_progress_bar=False)
+    assert torch.allclose(whole[1:4], reference.cpu(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "some"), [(0, 0), (2, 2), (None, 6)])
+def test_only_the_top_layers_learn(layers, some):
+    encoder = TextEncoder("all-MiniLM-L6-v2", TEXTS[:5], 12, train_layers=layers)
+    learning = [all(p.requires_grad for p in layer.parameters()) for layer in encoder._layers()]
+    assert sum(learning) == some and learning == sorted(learning)
+
+
+def test_the_cf_model_is_not_touched_and_everything_else_learns(sequences, cf):
+    before = {name: value.clone() for name, value in cf.state_dict().items()}
+    encoder = TextEncoder("all-MiniLM-L6-v2", TEXTS, 12, train_layers=1)
+    start = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+    model, history = train_alignment(cf, encoder, sequences, CONFIG, 10, seed=1)
+    assert all(torch.equal(before[name], value) for name, value in cf.state_dict().items())
+    moved = {name for name, p in encoder.named_parameters() if not torch.equal(p, start[name])}
+    assert moved and all(".layer.5." in name for name in moved)
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+    joint = joint_embeddings(model, cf)
+    assert joint.e.shape == joint.q.shape == (61, 16) and joint.decoded.shape == joint.decoded_q.shape == (61, 8)
+
+
+def test_training_twice_gives_the_same(sequences, cf):
+    runs = []
+    for _ in range(2):
+        encoder = TextEncoder("all-MiniLM-L6-v2", TEXTS, 12, train_layers=1)
+        runs.append(joint_embeddings(train_alignment(cf, encoder, sequences, CONFIG, 10, seed=1)[0], cf))
+    assert torch.equal(runs[0].e, runs[1].e) and torch.equal(runs[0].q, runs[1].q)
+
+
+def test_matching_alone_collapses(sequences, cf, text):
+    """The paper's over-smoothing: without the other losses the latent space shrinks; with them it does not."""
+    spread = {}
+    for name, weights in {"all": {}, "matching": {"alpha": 0.0, "beta": 0.0, "recommendation": 0.0}}.items():
+        config = Stage1Config(**{**vars(CONFIG), "train_layers": 0, "epochs": 60, "patience": 60, **weights})
+        joint = joint_embeddings(train_alignment(cf, text, sequences, config, 10)[0], cf)
+        spread[name] = float(joint.e[1:].var(0).mean() + joint.q[1:].var(0).mean())
+    assert spread["matching"] < 0.3 * spread["all"]
+
+
+def test_negatives_are_items_the_user_never_met(sequences, cf, text):
+    task, seen = AlignmentTask(Alignment(8, text, CONFIG), cf, sequences, CONFIG, 10, "cpu"), []
+    table = task.embeddings.clone()
+    index = {tuple(row): item for item, row in enumerate(table.tolist())}
+    import allmrec_lib.alignment as alignment
+
+    real = alignment.losses
+    try:
+        alignment.losses = lambda m, c, x, positive, negative, q: seen.append((positive, negative)) or real(m, c, x, positive, negative, q)
+        for _ in range(20):
+            task.loss(torch.arange(task.n_rows))
+    finally:
+        alignment.losses = real
+    for positive, negative in seen:
+        items = np.array([index[tuple(row)] for row in negative.tolist()])
+        assert not sequences.interacted(task.rows.users.numpy(), items).any()
+        assert torch.equal(positive, table[task.rows.targets])
+
+
+def test_joint_embeddings_survive_a_file(tmp_path):
+    joint = JointEmbeddings(*(torch.randn(4, n) for n in (3, 3, 2, 2)))
+    joint.save(tmp_path / "joint.safetensors")
+    assert torch.equal(JointEmbeddings.load(tmp_path / "joint.safetensors").q, joint.q)
+    assert set(load_file(tmp_path / "joint.safetensors")) == {"e", "q", "decoded", "decoded_q"}

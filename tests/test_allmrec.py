@@ -1,0 +1,164 @@
+"""Stage 2: its loss against the likelihood written out, frozen parts, candidates, determinism, and the whole road."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TITLES, random_sequences
+
+from allmrec_lib import metrics
+from allmrec_lib.alignment import JointEmbeddings
+from allmrec_lib.allmrec import ALLMRec, Projection, Stage2Task, _Part, projections, train_stage2, training_candidates
+from allmrec_lib.config import Stage2Config
+from allmrec_lib.experiment import Experiment
+from allmrec_lib.sequences import candidate_sets
+
+CONFIG = Stage2Config(batch_size=4, epochs=2, lr=1e-2, history=3)
+ITEMS = len(TITLES) - 1
+
+
+@pytest.fixture
+def world():
+    return random_sequences(np.random.default_rng(0), users=12, items=ITEMS, longest=5)
+
+
+@pytest.fixture
+def joint() -> JointEmbeddings:
+    generator = torch.Generator().manual_seed(0)
+    return JointEmbeddings(*(torch.randn(ITEMS + 1, n, generator=generator) for n in (6, 6, 4, 4)))
+
+
+def model_of(backbone, prompts, joint, config=CONFIG, users=12) -> ALLMRec:
+    x = torch.randn(users, 4, generator=torch.Generator().manual_seed(1))
+    heads = projections(config, joint, x, backbone.embedding.embedding_dim, backbone.spread, seed=0).double()
+    return ALLMRec(backbone, prompts, joint.e.double(), heads, config.history)
+
+
+def task_of(model, world, config=CONFIG) -> Stage2Task:
+    rows, held = world.rows("train", 8), world.rows("validation", 8)
+    x = torch.randn(len(rows), 4, generator=torch.Generator().manual_seed(2)).double()
+    drawn = candidate_sets(world, "validation", 4)
+    return Stage2Task(model, world, rows, x, _Part(held, drawn, torch.zeros(len(held), 4).double()), config, 0)
+
+
+def test_the_loss_is_equation_8(backbone, prompts, joint, world):
+    model = model_of(backbone, prompts, joint)
+    task = task_of(model, world)
+    rows = torch.arange(4)
+    torch.manual_seed(7)
+    found = float(task.loss(rows).detach())
+    torch.manual_seed(7)
+    part = task.rows.take(rows)
+    drawn = training_candidates(world, part, 4, int(torch.randint(2**31, (1,))))
+    expected = 0.0
+    with torch.no_grad():
+        for row, prompt in enumerate(model.prompt_rows(part, drawn)):
+            answer = prompts.answer(int(part.targets[row]))
+            vectors = []
+            for token in prompt + answer:
+                if token >= 0:
+                    vectors.append(backbone.embedding.weight[token])
+                elif token == -1:
+                    vectors.append(model.heads["user"](task.x[row]))
+                else:
+                    vectors.append(model.heads["item"](model.joint[-token - 1]))
+            logits = backbone.model(inputs_embeds=torch.stack(vectors)[None]).logits[0].log_softmax(-1)
+            for step, token in enumerate(answer):
+                expected -= float(logits[len(prompt) - 1 + step, token]) / 4
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_the_projections_learn(backbone, prompts, joint, world):
+    model = model_of(backbone, prompts, joint)
+    before = {n: p.clone() for n, p in backbone.model.named_parameters()}
+    start = {n: p.detach().clone() for n, p in model.heads.named_parameters()}
+    rows, held = world.rows("train", 8), world.rows("validation", 8)
+    train = rows, torch.randn(len(rows), 4).double()
+    train_stage2(model, world, train, (held, candidate_sets(world, "validation", 4), torch.zeros(len(held), 4).double()), CONFIG)
+    assert all(torch.equal(before[n], p) for n, p in backbone.model.named_parameters())
+    assert all(not torch.equal(start[n], p) for n, p in model.heads.named_parameters())
+
+
+def test_training_candidates(world):
+    rows = world.rows("train", 8)
+    drawn = training_candidates(world, rows, 4, seed=1)
+    assert torch.equal(drawn.items[:, 0], rows.targets)
+    assert not world.interacted(rows.users.numpy()[:, None], drawn.items[:, 1:].numpy()).any()
+    assert drawn.digest == training_candidates(world, rows, 4, seed=1).digest != training_candidates(world, rows, 4, seed=2).digest
+
+
+def test_the_linear_path_keeps_the_cf_models_inner_products():
+    """At the start O_u . O_i ranks as x^u . dec(e_i) does: both go through one random map with orthonormal columns."""
+    generator = torch.Generator().manual_seed(0)
+    e, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((30, 12), (12, 5), (9, 5)))
+    joint = JointEmbeddings(e, e, e @ decoder + 0.5, e @ decoder)
+    heads = projections(Stage2Config(projection="skip"), joint, x, 40, 0.1, seed=0)
+    with torch.no_grad():
+        tokens = heads["user"](x) @ heads["item"](e)[1:].T
+    wanted = x @ joint.decoded[1:].T
+    ratio = tokens / wanted
+    assert torch.allclose(ratio, ratio.median().expand_as(ratio), rtol=1e-2)
+
+
+def test_the_papers_projection_is_two_layers():
+    torch.manual_seed(0)
+    head, x = Projection(5, 8, torch.nn.GELU(), 0.5), torch.randn(3, 5)
+    first, norm, _, second = head.mlp
+    expected = second(torch.nn.functional.gelu(torch.nn.functional.layer_norm(first(x), (8,), norm.weight, norm.bias)))
+    assert torch.allclose(head(x), 0.5 * expected)
+    with pytest.raises(ValueError, match="one of mlp, skip"):
+        projections(Stage2Config(projection="mpl"), JointEmbeddings(*[torch.zeros(3, 2)] * 4), torch.zeros(1, 2), 4, 1.0, 0)
+
+
+def test_predictions_do_not_depend_on_the_batch(backbone, prompts, joint, world):
+    model = model_of(backbone, prompts, joint)
+    rows, drawn = world.rows("test", 8), candidate_sets(world, "test", 4)
+    x = torch.randn(len(rows), 4).double()
+    for mode in ("score", "trie", "free"):
+        whole, single = (model.predict(rows, drawn, x, mode, batch=b) for b in (32, 1))
+        assert np.allclose(whole, single, atol=1e-5)
+    with pytest.raises(ValueError, match="one of score, trie, free"):
+        model.predict(rows, drawn, x, "beam")
+
+
+# -- the whole road, on the simulated world and the LLM that ships with the book ------------------------------------------
+
+
+@pytest.fixture
+def run(home):
+    return Experiment("simulated", "smoke", overrides={"sasrec.epochs": 40, "stage2.max_rows": None, "stage2.epochs": 2})
+
+
+def test_from_raw_files_to_a_table(run, home):
+    table = run.table(["Random", "Popularity", "Repeat+Popularity", "SASRec", "A-LLMRec"])
+    assert table.loc["SASRec", "hit@1"] > table.loc["Random", "hit@1"] + 0.1
+    assert table.loc["A-LLMRec", "hit@1"] > table.loc["Random", "high"]
+    assert ((table["low"] <= table["hit@1"]) & (table["hit@1"] <= table["high"])).all()
+    kinds = {path.name.split("-")[0] for path in (home / "data" / "artifacts").iterdir()}
+    assert kinds == {"candidates", "sasrec", "stage1", "stage2", "scores"}
+    again = Experiment("simulated", "smoke", overrides={"sasrec.epochs": 40, "stage2.max_rows": None, "stage2.epochs": 2})
+    before = {p: p.stat().st_mtime_ns for p in (home / "data" / "artifacts").rglob("*.npy")}
+    assert np.array_equal(again.scores("A-LLMRec"), run.scores("A-LLMRec"))
+    assert before == {p: p.stat().st_mtime_ns for p in (home / "data" / "artifacts").rglob("*.npy")}
+    answers = {mode: metrics.per_user(run.scores("A-LLMRec", mode))["hit@1"].mean() for mode in ("score", "trie")}
+    assert abs(answers["score"] - answers["trie"]) < 0.25
+    json.dumps(run.record())
+
+
+def test_the_same_run_twice_gives_the_same_numbers(tmp_path, monkeypatch, home):
+    found = []
+    for name in ("a", "b"):
+        from allmrec_lib.store import Store
+
+        run = Experiment("simulated", "smoke", store=Store(tmp_path / name), overrides={"stage2.max_rows": 48})
+        found.append((run.scores("SASRec"), run.joint.q, run.scores("A-LLMRec")))
+    for one, two in zip(*found, strict=True):
+        assert np.array_equal(np.asarray(one), np.asarray(two))
+
+
+def test_an_unknown_model_is_an_error(run):
+    with pytest.raises(ValueError, match="unknown model 'SASREC'"):
+        run.scores("SASREC")

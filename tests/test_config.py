@@ -1,0 +1,48 @@
+"""Profiles and overrides: what is accepted, and what the errors say."""
+
+from __future__ import annotations
+
+import pytest
+
+from allmrec_lib.config import PROFILES, ConfigError, load_profile
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("dataset", ["movielens", "beauty", "video_games", "anything"])
+def test_every_profile_loads_for_every_dataset(name, dataset):
+    profile = load_profile(name, dataset)
+    assert (profile.name, profile.dataset) == (name, dataset)
+    assert len(profile.rows()) > 30
+
+
+def test_the_paper_profile_is_table_3():
+    beauty, games = load_profile("paper", "beauty"), load_profile("paper", "video_games")
+    assert (beauty.stage1.batch_size, beauty.stage1.epochs, beauty.stage2.batch_size, beauty.stage2.epochs) == (32, 10, 4, 5)
+    assert (beauty.stage1.alpha, beauty.stage1.beta, games.stage1.beta) == (0.5, 0.2, 0.5)
+    assert (beauty.sasrec.dim, beauty.sasrec.batch_size, beauty.stage1.dim) == (50, 128, 128)
+
+
+def test_overrides_are_typed():
+    profile = load_profile("smoke", "movielens", {"sasrec.dropout": 0, "stage1.train_layers": None, "stage2.max_rows": None})
+    assert profile.sasrec.dropout == 0.0 and isinstance(profile.sasrec.dropout, float)
+    assert profile.stage1.train_layers is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"sasrec.dropuot": 0.1}, "did you mean 'dropout'"),
+        ({"sasrek.dropout": 0.1}, "did you mean 'sasrec'"),
+        ({"sasrec.epochs": 1.5}, "sasrec.epochs = 1.5 is a float; it takes int"),
+        ({"sasrec.epochs": True}, "is a bool; it takes int"),
+        ({"stage1.train_layers": "two"}, "it takes int or none"),
+    ],
+)
+def test_a_wrong_setting_names_the_right_one(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        load_profile("smoke", "movielens", overrides)
+
+
+def test_a_wrong_profile_names_the_right_one():
+    with pytest.raises(ConfigError, match="did you mean 'laptop'"):
+        load_profile("latpop", "movielens")

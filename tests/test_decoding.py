@@ -1,0 +1,199 @@
+"""Prompts, soft tokens and the three ways to answer, on four families of LLMs with random weights."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TITLES, byte_tokenizer, tiny_model
+
+from allmrec_lib.llm import decoding
+from allmrec_lib.llm.backbone import load_backbone
+from allmrec_lib.llm.prompts import DOMAINS, TEMPLATES, TEXT_ONLY, as_text, clean_title, recommendation_prompt
+from allmrec_lib.llm.soft_tokens import USER, PromptBatch, PromptEncoder, embed, shorten, slot_items
+
+HISTORIES = [[8, 9], [4, 5, 6, 10], [1], [7, 12]]
+CANDIDATES = torch.tensor([[1, 2, 3, 4, 5], [10, 11, 1, 7, 12], [4, 5, 6, 8, 9], [2, 1, 3, 11, 10]])
+
+
+def batch_of(prompts, rows=range(4)):
+    return PromptBatch.of([prompts.prompt(HISTORIES[i], CANDIDATES[i].tolist()) for i in rows])
+
+
+def vectors(backbone, batch, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    size, count = backbone.embedding.embedding_dim, len(slot_items(batch.ids)[0])
+    return torch.randn(len(batch.ids), size, generator=generator).double(), torch.randn(count, size, generator=generator).double()
+
+
+def answers_of(prompts, items=CANDIDATES):
+    flat = PromptBatch.of([prompts.answer(i) for i in items.flatten().tolist()])
+    sizes = flat.lengths.view(items.shape)
+    return flat.ids.view(*items.shape, -1)[:, :, : int(sizes.max())], sizes
+
+
+@pytest.fixture
+def read(backbone, prompts):
+    batch = batch_of(prompts)
+    embeds = embed(backbone, batch.ids, *vectors(backbone, batch))
+    return lambda rows=slice(None): decoding.read(backbone, embeds[rows], batch.lengths[rows]), batch, embeds
+
+
+# -- prompts -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_paper_prompt_is_figure_3():
+    pieces = recommendation_prompt(TEMPLATES["paper"], DOMAINS["movie"], [(1, "Alien")], [(2, "Heat"), (3, "Zulu")])
+    assert as_text(pieces) == (
+        '[User] is a user representation. This user has watched "Alien"[Item 1] in the past. Recommend a movie for this '
+        'user to watch next from the following set of movie titles, "Heat"[Item 2], "Zulu"[Item 3]. The recommendation is "'
+    )
+    text = as_text(recommendation_prompt(TEXT_ONLY, DOMAINS["item"], [(1, "Soap")], [(2, "Oil")]))
+    assert text.startswith('This user has bought "Soap" in the past.') and "[" not in text
+
+
+def test_titles_are_cleaned():
+    assert clean_title('  Tom &amp; "Jerry"\n vol. 2 ') == "Tom & 'Jerry' vol. 2"
+
+
+def test_a_prompt_is_tokens_and_slots(prompts):
+    ids = prompts.prompt([8, 0, 9], [1, 2])
+    assert ids.count(USER) == 1 and sorted(-i - 1 for i in ids if i < USER) == [1, 2, 8, 9]
+    text = prompts.backbone.tokenizer.decode([i for i in ids if i >= 0])
+    for title in ("Babe (1995)", "Zulu", "Alien", "Aliens"):
+        assert f'"{title}"' in text
+
+
+def test_vectors_land_in_their_slots(backbone, prompts):
+    batch = batch_of(prompts)
+    users, items = vectors(backbone, batch)
+    out, (distinct, _) = embed(backbone, batch.ids, users, items), slot_items(batch.ids)
+    for row in range(len(batch.ids)):
+        for place, token in enumerate(batch.ids[row].tolist()):
+            expected = (users[row] if token == USER else items[distinct.tolist().index(-token - 1)] if token < 0
+                        else backbone.embedding.weight[token])  # fmt: skip
+            assert torch.equal(out[row, place], expected)
+    with pytest.raises(ValueError, match="text-only"):
+        embed(backbone, batch.ids, None, items)
+
+
+def test_gradients_reach_the_vectors_and_nothing_else(backbone, prompts):
+    batch = batch_of(prompts)
+    users, items = (v.requires_grad_(True) for v in vectors(backbone, batch))
+    backbone.hidden(embed(backbone, batch.ids, users, items)).sum().backward()
+    assert users.grad.abs().sum() > 0 and items.grad.abs().sum(1).min() > 0
+    assert all(p.grad is None for p in backbone.model.parameters())
+
+
+def test_shortened_titles_stay_different():
+    ids = [[], [1, 2, 3, 4], [1, 2, 3, 5], [1, 2], [6, 7, 8, 9], [6, 7, 8, 9], [3]]
+    assert shorten(ids, None) == ids
+    cut = shorten(ids, 2)
+    assert cut == [[], [1, 2, 3, 4], [1, 2, 3, 5], [1, 2], [6, 7], [6, 7], [3]]
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def slow_scores(backbone, prompts, batch, embeds):
+    """Every candidate in a pass of its own, the whole prompt again, no cache and no padding."""
+    out = np.zeros(CANDIDATES.shape)
+    for row in range(len(CANDIDATES)):
+        prompt = embeds[row, : batch.lengths[row]]
+        for column, item in enumerate(CANDIDATES[row].tolist()):
+            answer = torch.tensor(prompts.answer(item))
+            logits = backbone.model(inputs_embeds=torch.cat([prompt, backbone.embedding(answer)])[None]).logits[0]
+            out[row, column] = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, answer[:, None]).sum()
+    return out
+
+
+def test_scores_equal_the_slow_way(backbone, prompts, read):
+    make, batch, embeds = read
+    fast = decoding.score(backbone, make(), *answers_of(prompts))
+    assert np.allclose(fast.numpy(), slow_scores(backbone, prompts, batch, embeds), atol=1e-5)
+
+
+@torch.inference_mode()
+def slow_trie(backbone, prompts, prompt, items):
+    """Constrained greedy decoding of one row to the end, the whole input again for each token."""
+    answers = [prompts.answer(i) for i in items]
+    written: list[int] = []
+    while True:
+        alive = [a for a in answers if a[: len(written)] == written]
+        if any(len(a) == len(written) for a in alive):
+            return [a == written for a in answers]
+        embeds = torch.cat([prompt, backbone.embedding(torch.tensor(written, dtype=torch.long))])
+        logits = backbone.model(inputs_embeds=embeds[None]).logits[0, -1]
+        written.append(max({a[len(written)] for a in alive}, key=lambda token: float(logits[token])))
+
+
+def test_the_trie_writes_what_constrained_greedy_decoding_writes(backbone, prompts, read):
+    make, batch, embeds = read
+    early = decoding.trie(backbone, make(), *answers_of(prompts))
+    late = decoding.trie(backbone, make(), *answers_of(prompts), early=False)
+    slow = [slow_trie(backbone, prompts, embeds[r, : batch.lengths[r]], CANDIDATES[r].tolist()) for r in range(4)]
+    assert early.tolist() == late.tolist() == slow
+    assert (early.sum(1) >= 1).all()
+
+
+def test_items_of_one_title_are_chosen_together(backbone, prompts, read):
+    written = decoding.trie(backbone, read[0](), *answers_of(prompts))
+    assert bool((written[0, 0] == written[0, 2]) and (written[3, 1] == written[3, 2]))
+
+
+def test_rows_do_not_depend_on_their_neighbours(backbone, prompts, read):
+    make, _, embeds = read
+    answers, sizes = answers_of(prompts)
+    together = decoding.score(backbone, make(), answers, sizes)
+    alone = decoding.score(backbone, make(slice(1, 2)), answers[1:2], sizes[1:2])
+    assert torch.allclose(together[1:2], alone, atol=1e-6)
+
+
+def test_free_generation_is_that_of_transformers(backbone, prompts, read):
+    make, batch, embeds = read
+    end = prompts.end[0]
+    ours = decoding.free(backbone, make(), end, longest=12)
+    for row, written in enumerate(ours):
+        prompt = embeds[row : row + 1, : batch.lengths[row]]
+        theirs = backbone.model.generate(inputs_embeds=prompt, attention_mask=torch.ones(prompt.shape[:2], dtype=torch.long),
+                                         max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=end)  # fmt: skip
+        assert written == [t for t in theirs[0].tolist() if t != end]
+
+
+def test_equal_logits_give_equal_scores(backbone, prompts, read):
+    with torch.no_grad():
+        backbone.model.get_output_embeddings().weight.zero_()
+    one_token = torch.full((4, 3, 1), 5)
+    found = decoding.score(backbone, read[0](), one_token, torch.ones(4, 3, dtype=torch.long))
+    assert torch.allclose(found, torch.full((4, 3), -np.log(backbone.embedding.num_embeddings), dtype=found.dtype))
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_llm_says_what_to_do(tmp_path):
+    with pytest.raises(OSError, match="Give a folder that holds config.json"):
+        load_backbone(str(tmp_path / "nothing"))
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    model = tiny_model("opt")
+    model.config.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_backbone(str(tmp_path))
+
+
+def test_the_card_names_template_and_title_length(tmp_path):
+    tiny_model("opt").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert load_backbone(str(tmp_path)).template.name == "paper"
+    (tmp_path / "card.json").write_text(json.dumps({"template": "recall", "max_title_tokens": 2}))
+    backbone = load_backbone(str(tmp_path))
+    assert (backbone.template.name, backbone.title_tokens) == ("recall", 2)
+    assert load_backbone(str(tmp_path), template="text-only").template is TEXT_ONLY
+    assert max(len(t) for t in PromptEncoder(backbone, TITLES, DOMAINS["movie"]).title_ids) < 9

@@ -1,0 +1,112 @@
+"""SASRec and the floors: causality, padding, negatives, resume, and that it learns what there is to learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec_lib import metrics
+from allmrec_lib.config import SASRecConfig
+from allmrec_lib.recommenders.base import aligned, score_rows
+from allmrec_lib.recommenders.popularity import Popularity, RepeatPopularity
+from allmrec_lib.recommenders.sasrec import SASRec, draw_negatives, train_sasrec
+from allmrec_lib.sequences import Sequences, candidate_sets
+
+CONFIG = SASRecConfig(dim=16, max_len=8, dropout=0.2, epochs=30, eval_every=5, batch_size=64, lr=5e-3)
+
+
+@pytest.fixture
+def model() -> SASRec:
+    torch.manual_seed(0)
+    return SASRec(50, CONFIG).eval()
+
+
+def test_a_state_knows_nothing_of_later_items(model):
+    a = torch.randint(1, 51, (4, 8))
+    b = a.clone()
+    b[:, 5:] = torch.randint(1, 51, (4, 3))
+    assert torch.allclose(model.hidden(a)[:, :5], model.hidden(b)[:, :5], atol=1e-6)
+    assert not torch.allclose(model.hidden(a)[:, 5:], model.hidden(b)[:, 5:], atol=1e-3)
+
+
+def test_padding_changes_nothing(model):
+    short = torch.randint(1, 51, (4, 3))
+    long = torch.cat([torch.zeros(4, 5, dtype=torch.long), short], dim=1)
+    assert torch.allclose(model.user_representation(short), model.user_representation(long), atol=1e-6)
+    assert torch.isfinite(model.hidden(torch.zeros(2, 8, dtype=torch.long))).all()
+    assert not model.item_embeddings()[0].any()
+
+
+def test_attention_is_the_formula(model):
+    """One block against softmax attention written out."""
+    block, x = model.blocks[0], torch.randn(2, 5, 16)
+    visible = torch.ones(5, 5).tril().bool().expand(2, 1, 5, 5)
+    q, (k, v) = block.query(block.query_norm(x)), block.key_value(x).chunk(2, -1)
+    weights = (q @ k.transpose(1, 2) / 16**0.5).masked_fill(~visible[:, 0], -torch.inf).softmax(-1)
+    y = block.norm(block.query_norm(x) + block.out(weights @ v))
+    expected = y + block.outer(block.inner(y).relu())
+    assert torch.allclose(block(x, visible), expected, atol=1e-6)
+
+
+def test_the_score_is_the_dot_product(model):
+    histories, candidates = torch.randint(1, 51, (3, 8)), torch.randint(1, 51, (3, 4))
+    x, items = model.user_representation(histories), model.item_embeddings()[candidates]
+    assert torch.allclose(model.score(histories, candidates), (x[:, None] * items).sum(-1))
+
+
+def test_negatives_are_new_items_and_all_of_them():
+    torch.manual_seed(0)
+    inputs, targets = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 2, 3, 4]])
+    drawn = torch.cat([draw_negatives(inputs, targets, 100).flatten() for _ in range(1500)])
+    counts = torch.bincount(drawn, minlength=101)
+    assert counts[1:5].sum() <= 2 and counts[0] == 0
+    assert float(counts[5:].float().std()) < 1.3 * float(counts[5:].float().mean()) ** 0.5
+
+
+def chain(users: int = 300, items: int = 30) -> Sequences:
+    """Every item is followed by the one three further on: what a sequential model must find, and popularity cannot."""
+    rng = np.random.default_rng(0)
+    flat = np.concatenate([(start + 3 * np.arange(8)) % items + 1 for start in rng.integers(0, items, users)])
+    return Sequences(flat, np.arange(0, 8 * users + 1, 8), items)
+
+
+@pytest.mark.parametrize("loss", ["bce", "ce"])
+def test_it_learns_the_next_item(loss):
+    sequences = chain()
+    validation, test = (candidate_sets(sequences, part) for part in ("validation", "test"))
+    config = SASRecConfig(**{**vars(CONFIG), "loss": loss})
+    model, history = train_sasrec(sequences, validation, config)
+    rows = aligned(sequences.rows("test", 8), test)
+    hit = metrics.per_user(score_rows(model, rows, test))["hit@1"].mean()
+    floor = metrics.per_user(score_rows(Popularity(sequences), rows, test))["hit@1"].mean()
+    assert hit > 0.9 > 0.3 > floor
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+def test_training_twice_gives_the_same_weights_also_after_an_interruption(tmp_path):
+    sequences = chain(60)
+    validation = candidate_sets(sequences, "validation")
+    config = SASRecConfig(**{**vars(CONFIG), "epochs": 4, "eval_every": 2})
+    models = [train_sasrec(sequences, validation, config, seed=5)[0] for _ in range(2)]
+    half = SASRecConfig(**{**vars(config), "epochs": 2})
+    train_sasrec(sequences, validation, half, seed=5, folder=tmp_path)
+    models.append(train_sasrec(sequences, validation, config, seed=5, folder=tmp_path)[0])
+    for other in models[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), other.parameters(), strict=True))
+
+
+def test_floors_by_hand():
+    sequences = Sequences(np.array([1, 2, 3, 1, 2, 4, 1, 5, 6]), np.array([0, 3, 6, 9]), 6)
+    history, candidates = torch.tensor([[0, 5, 5, 2]]), torch.tensor([[1, 2, 5, 6]])
+    plain = Popularity(sequences).score(history, candidates)[0].tolist()
+    repeat = RepeatPopularity(sequences).score(history, candidates)[0].tolist()
+    assert max(plain) == plain[0]
+    assert min(repeat[1], repeat[2]) > max(repeat[0], repeat[3])
+
+
+def test_rows_of_other_users_are_refused(sequences):
+    drawn = candidate_sets(sequences, "test")
+    with pytest.raises(ValueError, match="of different users"):
+        score_rows(Popularity(sequences), sequences.rows("test", 5).take(torch.arange(len(drawn) - 1, -1, -1)), drawn)

@@ -1,0 +1,115 @@
+"""Split, tensors and candidates, against a slow and plain version, and their properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_sequences
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from allmrec_lib.datasets.base import DataError
+from allmrec_lib.sequences import Candidates, candidate_sets
+
+seeds = st.integers(0, 10_000)
+
+
+def plain(sequences):
+    return [sequences.flat[a:b].tolist() for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True)]
+
+
+def padded(items, length):
+    return ([0] * length + items)[-length:]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.integers(1, 15))
+def test_rows_are_the_leave_last_out_split(seed, length):
+    sequences = random_sequences(np.random.default_rng(seed))
+    expected = {"train": [], "validation": [], "test": []}
+    for user, items in enumerate(plain(sequences), 1):
+        training = items[:-2] if len(items) >= 3 else items
+        if len(items) >= 3:
+            expected["test"].append((user, padded(items[:-1], length), items[-1]))
+            expected["validation"].append((user, padded(items[:-2], length), items[-2]))
+        if len(training) >= 2:
+            expected["train"].append((user, padded(training[:-1], length), training[-1]))
+    for part, tasks in expected.items():
+        rows = sequences.rows(part, length)
+        assert list(zip(rows.users.tolist(), rows.histories.tolist(), rows.targets.tolist(), strict=True)) == tasks
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds)
+def test_all_items_rows_and_windows(seed):
+    sequences = random_sequences(np.random.default_rng(seed))
+    tasks, windows = [], []
+    for user, items in enumerate(plain(sequences), 1):
+        training = items[:-2] if len(items) >= 3 else items
+        tasks += [(user, padded(training[:n], 5), training[n]) for n in range(1, len(training))]
+        if len(training) >= 2:
+            windows.append((padded(training[:-1], 5), padded(training[1:], 5)))
+    rows = sequences.rows("train", 5, all_items=True)
+    assert list(zip(rows.users.tolist(), rows.histories.tolist(), rows.targets.tolist(), strict=True)) == tasks
+    inputs, targets = sequences.train_windows(5)
+    assert list(zip(inputs.tolist(), targets.tolist(), strict=True)) == windows
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.sampled_from(["validation", "test"]))
+def test_candidates_hold_the_positive_and_items_never_met(seed, part):
+    sequences = random_sequences(np.random.default_rng(seed))
+    drawn = candidate_sets(sequences, part, 19, seed)
+    rows = sequences.rows(part, 1)
+    assert torch.equal(drawn.items[:, 0], rows.targets) and torch.equal(drawn.users, rows.users)
+    histories = plain(sequences)
+    for user, items in zip(drawn.users.tolist(), drawn.items.tolist(), strict=True):
+        assert len(set(items)) == 20 and 0 not in items
+        assert not set(items[1:]) & set(histories[user - 1])
+    assert (drawn.order.sort(dim=1).values == torch.arange(20)).all()
+    assert candidate_sets(sequences, part, 19, seed).digest == drawn.digest
+    assert candidate_sets(sequences, part, 19, seed + 1).digest != drawn.digest
+
+
+def test_negatives_and_places_are_uniform():
+    sequences = random_sequences(np.random.default_rng(0), users=4000, items=40, longest=5)
+    drawn = candidate_sets(sequences, "test", 19)
+    place = (drawn.order == 0).int().argmax(dim=1)
+    counts = np.bincount(place, minlength=20)
+    assert abs(counts - counts.mean()).max() < 5 * np.sqrt(counts.mean())
+    negatives = np.bincount(drawn.items[:, 1:].flatten(), minlength=41)[1:]
+    assert abs(negatives - negatives.mean()).max() < 6 * np.sqrt(negatives.mean())
+
+
+def test_a_sample_of_users_is_a_sample(sequences):
+    whole, some = candidate_sets(sequences, "test"), candidate_sets(sequences, "test", max_users=7)
+    assert len(some) == 7 and set(some.users.tolist()) <= set(whole.users.tolist())
+
+
+def test_too_small_a_catalogue_names_the_user():
+    sequences = random_sequences(np.random.default_rng(0), items=22, longest=12)
+    with pytest.raises(DataError, match=r"user \d+ interacted with \d+ of 22 items.*lower data.negatives"):
+        candidate_sets(sequences, "test", 19)
+
+
+def test_an_item_twice_among_candidates_is_refused():
+    with pytest.raises(DataError, match="candidate row 0 .user 3. holds an item twice"):
+        Candidates(torch.tensor([3]), torch.tensor([[5, 7, 5]]), torch.tensor([[0, 1, 2]]))
+
+
+def test_candidates_survive_a_file(sequences, tmp_path):
+    drawn = candidate_sets(sequences, "test")
+    drawn.save(tmp_path / "c.npz")
+    assert Candidates.load(tmp_path / "c.npz").digest == drawn.digest
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds)
+def test_counts_and_interacted(seed):
+    sequences = random_sequences(np.random.default_rng(seed))
+    training = [i for items in plain(sequences) for i in (items[:-2] if len(items) >= 3 else items)]
+    assert sequences.train_counts().tolist() == np.bincount(training, minlength=sequences.n_items + 1).tolist()
+    users, items = np.meshgrid(np.arange(1, sequences.n_users + 1), np.arange(1, sequences.n_items + 1), indexing="ij")
+    met = sequences.interacted(users, items)
+    assert all(set(np.flatnonzero(met[u]) + 1) == set(history) for u, history in enumerate(plain(sequences)))

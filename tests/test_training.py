@@ -1,0 +1,151 @@
+"""The loop: a run that was interrupted gives the numbers of one that was not; early stopping; batches; the store."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from allmrec_lib.store import Store, code_digest
+from allmrec_lib.training import autocast, bucketed_batches, fit, seed_for, split_batches
+
+
+class Line:
+    """Fits a line through noise that is drawn anew at each step, so that the order of random numbers matters."""
+
+    def __init__(self, die_at: int | None = None, metrics: list[float] | None = None):
+        torch.manual_seed(3)
+        self.module, self.n_rows = nn.Linear(1, 1), 50
+        self.x = torch.linspace(-1, 1, 50)[:, None]
+        self.steps, self.die_at, self.metrics = 0, die_at, metrics
+
+    def parameters(self):
+        return [{"params": list(self.module.parameters()), "lr": 0.05}]
+
+    def batches(self, order):
+        return split_batches(order, 8)
+
+    def loss(self, rows):
+        self.steps += 1
+        if self.steps == self.die_at:
+            raise KeyboardInterrupt
+        x = self.x[rows]
+        return ((self.module(x) - 2 * x - 1 + 0.1 * torch.randn_like(x)) ** 2).mean()
+
+    def validate(self):
+        if self.metrics is not None:
+            return self.metrics.pop(0)
+        with torch.no_grad():
+            return -float(((self.module(self.x) - 2 * self.x - 1) ** 2).mean())
+
+
+def run(task, **options):
+    return fit(task, **({"epochs": 6, "patience": 6, "seed": 1} | options))
+
+
+@pytest.mark.parametrize("die_at", [1, 5, 7, 8, 20, 41])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, die_at):
+    whole, broken = Line(), Line(die_at)
+    expected = run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, folder=tmp_path, checkpoint_s=0.0)
+    resumed = Line()
+    history = run(resumed, folder=tmp_path, checkpoint_s=0.0)
+    assert resumed.steps < whole.steps or die_at == 1
+    for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    drop = [{k: v for k, v in r.items() if k != "seconds"} for r in expected.rows]
+    assert [{k: v for k, v in r.items() if k != "seconds"} for r in history.rows] == drop
+
+
+def test_early_stopping_keeps_the_best_weights():
+    task = Line(metrics=[0.1, 0.5, 0.4, 0.3, 0.9])
+    history = run(task, patience=2)
+    assert (history.best, history.best_epoch, len(history.rows)) == (0.5, 2, 4)
+    other = Line(metrics=[0.1, 0.5])
+    run(other, epochs=2)
+    assert all(torch.equal(a, b) for a, b in zip(task.module.parameters(), other.module.parameters(), strict=True))
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 99))
+def test_batches_hold_every_row_once(rows, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    order, lengths = torch.randperm(rows, generator=generator), torch.randint(1, 50, (rows,), generator=generator)
+    for batches in (split_batches(order, size), bucketed_batches(order, size, lengths)):
+        assert sorted(torch.cat(batches).tolist()) == list(range(rows))
+        assert max(len(b) for b in batches) <= size
+
+
+def test_bucketed_batches_have_little_padding():
+    generator = torch.Generator().manual_seed(0)
+    order, lengths = torch.randperm(2000, generator=generator), torch.randint(1, 100, (2000,), generator=generator)
+
+    def cells(batches):
+        return sum(len(b) * int(lengths[b].max()) for b in batches)
+
+    assert cells(bucketed_batches(order, 16, lengths)) < 0.65 * cells(split_batches(order, 16))
+
+
+def test_seeds_and_precision():
+    assert seed_for(1, 2) == seed_for(1, 2) != seed_for(2, 1)
+    with pytest.raises(ValueError, match="one of auto, bf16, fp32"):
+        autocast("cpu", "fp16")
+
+
+def test_the_store_makes_once_and_finds_again(tmp_path):
+    store, made = Store(tmp_path), []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "x").write_text("1")
+
+    first = store.get("thing", {"a": 1}, make)
+    assert store.get("thing", {"a": 1}, make) == first and len(made) == 1
+    assert store.get("thing", {"a": 2}, make) != first and len(made) == 2
+    assert (first / "x").read_text() == "1" and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_failed_make_leaves_its_checkpoint_and_no_artifact(tmp_path):
+    store = Store(tmp_path)
+
+    def fails(folder):
+        (folder / "checkpoint.pt").write_text("half")
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        store.get("thing", {}, fails)
+    assert not store.folder("thing", {}).exists()
+    seen = []
+    store.get("thing", {}, lambda folder: seen.append((folder / "checkpoint.pt").read_text()))
+    assert seen == ["half"] and not (store.folder("thing", {}) / "checkpoint.pt").exists()
+
+
+KILLED = """
+import sys, time, pathlib
+from allmrec_lib.store import Store
+def make(folder):
+    (folder / "checkpoint.pt").write_text("half")
+    print("started", flush=True)
+    time.sleep(60)
+Store(pathlib.Path(sys.argv[1])).get("thing", {}, make)
+"""
+
+
+def test_a_killed_process_does_not_block_the_next(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.kill()
+    process.wait()
+    begin, seen = time.monotonic(), []
+    Store(tmp_path).get("thing", {}, lambda folder: seen.append((folder / "checkpoint.pt").read_text()))
+    assert seen == ["half"] and time.monotonic() - begin < 5
+
+
+def test_code_digests_differ():
+    assert code_digest("training") == code_digest("training") != code_digest("store")
