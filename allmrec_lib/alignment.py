@@ -50,6 +50,17 @@ class JointEmbeddings:
     decoded: Tensor
     decoded_q: Tensor
 
+    def carried(self, joint: str, train_counts: Tensor) -> Tensor:
+        """What the item tokens carry (section 4.1.4): "e", "q", or "auto": e where training knows the item, q where not.
+
+        train_counts (n+1,): how often each item occurs in training. (n+1, d').
+        """
+        if joint == "auto":
+            return torch.where((train_counts > 0)[:, None], self.e, self.q)
+        if joint not in ("e", "q"):
+            raise ValueError(f"unknown stage2.joint {joint!r}; one of e, q, auto")
+        return getattr(self, joint)
+
     def save(self, path: Path) -> None:
         save_file({name: getattr(self, name).contiguous() for name in self.__dataclass_fields__}, path)
 

@@ -12,26 +12,23 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import metrics
-from .alignment import JointEmbeddings
-from .config import Stage2Config
+from .config import Stage2Config, quiet
 from .llm import decoding
 from .llm.backbone import Backbone
 from .llm.soft_tokens import PromptBatch, PromptEncoder, embed, slot_items
 from .sequences import Candidates, Rows, Sequences
-from .training import History, bucketed_batches, fit, quiet
+from .training import History, bucketed_batches, fit
 
 
 class Projection(nn.Module):
     """F_U or F_I: linear, layer norm, activation, linear, xavier-normal as in the authors' code. (..., d) -> (..., d_token).
 
-    With ``skip`` (d_token, d) a linear path is added that starts there, and the MLP starts at zero: the soft tokens begin
-    as one linear picture of users and items in which x^u and E_i keep the inner products that the CF model gave them. A
-    small LLM, which picks the most similar token, then starts from the CF model's ranking instead of from noise.
-    ``scale`` brings the output to the spread of the LLM's token embeddings.
+    With ``start`` = (weight, bias) a linear path is added that starts there, and the MLP starts at zero. ``scale`` brings
+    the output to the spread of the LLM's token embeddings.
     """
 
-    def __init__(self, dim: int, token_dim: int, activation: nn.Module, scale: float, skip: Tensor | None = None,
-                 offset: Tensor | None = None):  # fmt: skip
+    def __init__(self, dim: int, token_dim: int, activation: nn.Module, scale: float,
+                 start: tuple[Tensor, Tensor] | None = None):  # fmt: skip
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(dim, token_dim), nn.LayerNorm(token_dim), activation, nn.Linear(token_dim, token_dim)
@@ -40,37 +37,52 @@ class Projection(nn.Module):
             nn.init.xavier_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.scale, self.skip = scale, None
-        if skip is not None:
+        if start is not None:
             nn.init.zeros_(self.mlp[3].weight)
             self.skip = nn.Linear(dim, token_dim)
             with torch.no_grad():
-                self.skip.weight.copy_(skip)
-                self.skip.bias.copy_(torch.zeros(token_dim) if offset is None else offset)
+                self.skip.weight.copy_(start[0])
+                self.skip.bias.copy_(start[1])
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.mlp(x) if self.skip is None else self.mlp(x) + self.skip(x)
         return out * self.scale
 
 
-def projections(config: Stage2Config, joint: JointEmbeddings, x: Tensor, token_dim: int, spread: float,
+def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Where the linear paths start: (weight, bias) for users and items.
+
+    Two random maps with orthonormal columns put into one token space, side by side, what a user token can be compared
+    with and what item tokens can be compared by: O_u = A x^u, and O_i = A E(latent_i) + B latent_i. E(.) is the best
+    linear guess of the CF model's embeddings, so that O_u . O_i starts as the CF model's score; B latent_i makes tokens of
+    like items alike. A small LLM, which finds the most similar token, then starts from that and not from noise.
+
+    latent (n, d'), embeddings (n, d), x (N, d): some users' representations, for their size.
+    """
+    d, wide = x.shape[1], x.shape[1] + latent.shape[1]
+    if token_dim < wide:
+        raise ValueError(f"stage2.projection = skip needs token embeddings of at least {wide} dimensions, the LLM has "
+                         f"{token_dim}; use stage2.projection = mlp")  # fmt: skip
+    basis = torch.linalg.qr(torch.randn(token_dim, token_dim))[0][:, :wide] * token_dim**0.5
+    solution = torch.linalg.lstsq(F.pad(latent, (0, 1), value=1.0), embeddings).solution
+    compared, alike = basis[:, :d] / embeddings.norm(dim=1).mean(), basis[:, d:]
+    centre = latent.mean(dim=0)
+    alike = alike / (latent - centre).norm(dim=1).mean()
+    weight, bias = compared @ solution[:-1].T + alike, compared @ solution[-1] - alike @ centre
+    user = basis[:, :d] / x.norm(dim=1).mean()
+    return {"user": (user, torch.zeros(token_dim)), "item": (weight / 2**0.5, bias / 2**0.5)}
+
+
+def projections(config: Stage2Config, latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, spread: float,
                 seed: int) -> nn.ModuleDict:  # fmt: skip
-    """F_U and F_I. ``x`` (N, d): some users' representations, for their scale."""
-    latent = getattr(joint, config.joint)
-    torch.manual_seed(seed)
-    skips: list[dict] = [{}, {}]
-    if config.projection == "skip":
-        # one random map with orthonormal columns for both sides; the item side goes through Stage 1's linear decoder
-        shared = torch.linalg.qr(torch.randn(token_dim, token_dim))[0][:, : x.shape[1]] * token_dim**0.5
-        decoded = joint.decoded if config.joint == "e" else joint.decoded_q
-        solution = torch.linalg.lstsq(F.pad(latent[1:], (0, 1), value=1.0), decoded[1:]).solution
-        decoder, offset = solution[:-1].T, solution[-1]
-        size_u, size_i = x.norm(dim=1).mean(), (decoded[1:]).norm(dim=1).mean()
-        skips = [{"skip": shared / size_u}, {"skip": shared @ decoder / size_i, "offset": shared @ offset / size_i}]
-    elif config.projection != "mlp":
+    """F_U and F_I. latent (n + 1, d') what the item tokens carry, embeddings (n + 1, d) the CF model's, x (N, d)."""
+    if config.projection not in ("mlp", "skip"):
         raise ValueError(f"unknown stage2.projection {config.projection!r}; one of mlp, skip")
+    torch.manual_seed(seed)
+    start = linear_start(latent[1:], embeddings[1:], x, token_dim) if config.projection == "skip" else {}
     return nn.ModuleDict({
-        "user": Projection(x.shape[1], token_dim, nn.LeakyReLU(), spread, **skips[0]),
-        "item": Projection(latent.shape[1], token_dim, nn.GELU(), spread, **skips[1]),
+        "user": Projection(x.shape[1], token_dim, nn.LeakyReLU(), spread, start.get("user")),
+        "item": Projection(latent.shape[1], token_dim, nn.GELU(), spread, start.get("item")),
     })  # fmt: skip
 
 
@@ -142,10 +154,14 @@ class _Part:
 
 
 def training_candidates(sequences: Sequences, rows: Rows, count: int, seed: int) -> Candidates:
-    """Candidates for training rows: the target and ``count`` items the user never interacted with, in random order."""
+    """Candidates for training rows: the target and ``count`` items the user never interacted with, in random order.
+
+    Negatives are items that occur in training: one that does not is never a target here, and as a negative it would teach
+    that an unknown item is a wrong one.
+    """
     rng = np.random.default_rng([seed, 3])
-    users = rows.users.numpy()
-    drawn = rng.integers(1, sequences.n_items + 1, (len(users), count))
+    users, known = rows.users.numpy(), np.flatnonzero(sequences.train_counts())
+    drawn = rng.choice(known, (len(users), count))
     while True:
         ordered = np.sort(drawn, axis=1)
         twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
@@ -153,7 +169,7 @@ def training_candidates(sequences: Sequences, rows: Rows, count: int, seed: int)
         wrong[twice] = True
         if not wrong.any():
             break
-        drawn[wrong] = rng.integers(1, sequences.n_items + 1, int(wrong.sum()))
+        drawn[wrong] = rng.choice(known, int(wrong.sum()))
     items = np.concatenate([rows.targets.numpy()[:, None], drawn], axis=1)
     order = rng.permuted(np.tile(np.arange(count + 1), (len(users), 1)), axis=1)
     return Candidates(rows.users, torch.from_numpy(items), torch.from_numpy(order))
@@ -211,4 +227,4 @@ def train_stage2(model: ALLMRec, sequences: Sequences, train: tuple[Rows, Tensor
         held = _Part(held.rows.take(index), held.candidates.take(index), held.x[index])
     task = Stage2Task(model, sequences, rows, x, held, config, seed)
     return fit(task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=seed, folder=folder,
-               label="Stage 2")  # fmt: skip
+               label="Stage 2", evaluate_start=True)  # fmt: skip

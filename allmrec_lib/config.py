@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 from dataclasses import dataclass, field
 from importlib import resources
@@ -29,6 +30,7 @@ class DataConfig:
     negatives: int = 19
     candidate_seed: int = 0
     max_test_users: int | None = None
+    seeds: int = 3  # how many training seeds a table of CF models averages
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Stage2Config:
     history: int = 10
     precision: str = "fp32"
     projection: str = "skip"
-    joint: str = "e"  # what the item tokens carry: "e" (items with interactions) or "q" (text)
+    joint: str = "auto"  # what the item tokens carry: "e", "q" (text), or "auto": q for items that training never saw
     lr: float = 1e-4
     batch_size: int = 4
     epochs: int = 5
@@ -153,3 +155,8 @@ def load_profile(name: str, dataset: str, overrides: dict[str, Any] | None = Non
         section, _, key = path.partition(".")
         profile = _updated(profile, section, {key: value})
     return profile
+
+
+def quiet() -> bool:
+    """Whether progress bars are switched off (``ALLMREC_QUIET=1``: executed notebooks keep no bars)."""
+    return os.environ.get("ALLMREC_QUIET", "0") == "1"

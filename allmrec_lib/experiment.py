@@ -53,6 +53,10 @@ def read_history(folder: Path) -> History:
     return History(**json.loads((folder / "history.json").read_text()))
 
 
+# What a name in a table stands for, where it is A-LLMRec with other settings.
+VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}}
+
+
 class Experiment:
     """The road from raw files to scores, each step made once and kept in the store.
 
@@ -62,6 +66,7 @@ class Experiment:
 
     def __init__(self, dataset: str = "movielens", profile: str = "laptop", seed: int = 0, llm: str = "pocket",
                  device: str = "cpu", overrides: dict[str, Any] | None = None, store: Store | None = None):  # fmt: skip
+        self.overrides = overrides or {}
         self.profile: Profile = load_profile(profile, dataset, overrides)
         self.name, self.seed, self.llm, self.device = dataset, seed, llm, device
         self.store = store or Store()
@@ -93,12 +98,12 @@ class Experiment:
         return {part: self._candidates(part) for part in ("validation", "test")}
 
     def _candidates(self, part: str) -> Candidates:
-        settings = asdict(self.profile.data)
-        inputs = {"data": self.data.digest, "part": part, "code": code_digest(*CODE["candidates"]), **settings}
+        data = self.profile.data
+        drawn_by = {"negatives": data.negatives, "seed": data.candidate_seed, "max_users": data.max_test_users}
+        inputs = {"data": self.data.digest, "part": part, "code": code_digest(*CODE["candidates"]), **drawn_by}
 
         def make(folder: Path) -> None:
-            drawn = candidate_sets(self.sequences, part, settings["negatives"], settings["candidate_seed"],
-                                   settings["max_test_users"])  # fmt: skip
+            drawn = candidate_sets(self.sequences, part, data.negatives, data.candidate_seed, data.max_test_users)
             drawn.save(folder / "candidates.npz")
 
         return Candidates.load(self.store.get("candidates", inputs, make) / "candidates.npz")
@@ -179,8 +184,9 @@ class Experiment:
         """A-LLMRec before Stage 2: its projections as they start."""
         settings, train_x = self.profile.stage2, self.x(self.train_rows)
         spread, size = self.backbone.spread, self.backbone.embedding.embedding_dim
-        heads = projections(settings, self.joint, train_x, size, spread, self.seed)
-        return ALLMRec(self.backbone, self.prompts, getattr(self.joint, settings.joint), heads, settings.history)
+        latent = self.joint.carried(settings.joint, torch.from_numpy(self.sequences.train_counts()))
+        heads = projections(settings, latent, self.sasrec.item_embeddings().cpu(), train_x, size, spread, self.seed)
+        return ALLMRec(self.backbone, self.prompts, latent, heads, settings.history)
 
     @cached_property
     def stage2_folder(self) -> Path:
@@ -203,6 +209,11 @@ class Experiment:
         model.heads.eval().requires_grad_(False)
         return model
 
+    def variant(self, model: str) -> Experiment:
+        """The experiment in which ``model``, a name of :data:`VARIANTS`, is A-LLMRec."""
+        changed = self.overrides | VARIANTS[model]
+        return Experiment(self.name, self.profile.name, self.seed, self.llm, self.device, changed, self.store)
+
     # -- scores on the test rows ---------------------------------------------------------------------------------------
 
     def scores(self, model: str, mode: str = "score") -> np.ndarray:
@@ -210,13 +221,13 @@ class Experiment:
 
         ``model`` is a name of the paper's tables; ``mode`` how an LLM answers (score, trie, free).
         """
+        if model in VARIANTS:
+            return self.variant(model).scores("A-LLMRec", mode)
         inputs = {"model": model, "test": self.candidates["test"].digest, "code": code_digest("experiment")}
-        if model.startswith("A-LLMRec"):
+        if model == "A-LLMRec":
             inputs |= {"mode": mode} | self._inputs("stage2")
-        elif model in ("SASRec",):
+        elif model == "SASRec":
             inputs |= self._inputs("sasrec")
-        elif model == "A-LLMRec Stage 1":
-            inputs |= self._inputs("stage1")
 
         def make(folder: Path) -> None:
             np.save(folder / "scores.npy", self._score(model, mode), allow_pickle=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,10 @@ class Sequences:
 
     def train_counts(self) -> np.ndarray:
         """How often each item occurs in training. (n_items + 1,), entry 0 is padding's and 0."""
+        return self._train_counts.copy()
+
+    @cached_property
+    def _train_counts(self) -> np.ndarray:
         kept = np.arange(len(self.flat)) < np.repeat(self.starts[1:] - self.held_out, self.lengths)
         return np.bincount(self.flat[kept], minlength=self.n_items + 1)
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .config import quiet
 from .datasets.base import Dataset
-from .training import autocast, quiet
+from .training import autocast
 
 
 def item_texts(dataset: Dataset) -> list[str]:
@@ -36,35 +37,64 @@ def encoder_path(name: str) -> str:
 
 
 class TextEncoder(nn.Module):
-    """Texts, tokenised once, to sentence embeddings; ``train_layers`` topmost layers learn (None: everything)."""
+    """Texts, tokenised once, to sentence embeddings; ``train_layers`` topmost layers learn (None: everything).
+
+    Layers below those that learn always say the same of a text: they run once, and what they said is kept.
+    """
 
     def __init__(self, name: str, texts: list[str], max_tokens: int, train_layers: int | None, precision: str = "fp32"):
         from sentence_transformers import SentenceTransformer
 
         super().__init__()
         self.model = SentenceTransformer(encoder_path(name), device="cpu", local_files_only=Path(encoder_path(name)).is_dir())
-        self.model.requires_grad_(train_layers is None)
-        layers = self._layers()
-        for layer in layers[len(layers) - (train_layers or 0) :] if train_layers != 0 else []:
-            layer.requires_grad_(True)
         tokenizer = self.model.tokenizer
         self.pad, self.precision = tokenizer.pad_token_id, precision
         ids = tokenizer(texts, truncation=True, max_length=max_tokens, padding=False)["input_ids"]
         self.lengths = torch.tensor([len(i) for i in ids])
-        self.ids = torch.full((len(ids), int(self.lengths.max())), self.pad)
-        for row, tokens in enumerate(ids):
-            self.ids[row, : len(tokens)] = torch.tensor(tokens)
+        self.ids = nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True, padding_value=self.pad)
+        self.kept: Tensor | None = None  # (N, T, D): what the frozen layers said of every text's tokens
+        if train_layers is not None:
+            self._freeze_below(train_layers)
 
-    def _layers(self) -> list[nn.Module]:
+    def _freeze_below(self, train_layers: int) -> None:
         lists = [m for m in self.model[0].modules() if isinstance(m, nn.ModuleList)]
-        return list(max(lists, key=len)) if lists else []
+        layers = max(lists, key=len, default=nn.ModuleList())
+        if not 0 <= train_layers <= len(layers):
+            raise ValueError(f"stage1.train_layers = {train_layers}, but the sentence encoder has {len(layers)} layers")
+        self.model.requires_grad_(False)
+        frozen = len(layers) - max(train_layers, 1)
+        for layer in layers[len(layers) - train_layers :] if train_layers else []:
+            layer.requires_grad_(True)
+        if frozen < 1:
+            return
+        seen: list[Tensor] = []
+        hook = layers[frozen].register_forward_pre_hook(lambda _, args, kwargs: seen.append(_first(args, kwargs)), with_kwargs=True)
+        order = self.lengths.argsort(descending=True, stable=True)
+        parts = order.split(64)
+        self.model.eval()
+        with torch.no_grad():
+            for part in tqdm(parts, desc="encoding texts (frozen layers)", disable=quiet(), leave=False):
+                self._encode(part)
+                states = seen.pop()
+                if self.kept is None:
+                    self.kept = states.new_zeros(*self.ids.shape, states.shape[-1])
+                self.kept[part, : states.shape[1]] = states
+        hook.remove()
+        del layers[:frozen]
+        layers[0].register_forward_pre_hook(self._replace, with_kwargs=True)
+
+    def _replace(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The first layer left gets what the frozen ones said of the texts at hand, whatever its input."""
+        states = _first(args, kwargs)
+        kept = self.kept[self._items, : states.shape[1]].to(states)
+        return ((kept, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": kept})
 
     @property
     def dim(self) -> int:
         return self.model.get_embedding_dimension()
 
     def _encode(self, items: Tensor) -> Tensor:
-        device = next(self.model.parameters()).device
+        device, self._items = next(self.model.parameters()).device, items
         lengths = self.lengths[items]
         ids = self.ids[items][:, : int(lengths.max())].to(device)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
@@ -72,7 +102,7 @@ class TextEncoder(nn.Module):
             out = self.model({"input_ids": ids, "attention_mask": mask})
         return out["sentence_embedding"].float()
 
-    def forward(self, items: Tensor, chunk: int = 16) -> Tensor:
+    def forward(self, items: Tensor, chunk: int = 32) -> Tensor:
         """Q of the texts numbered ``items`` (N,), all different: (N, D). Encoded in chunks of similar length."""
         items = items.cpu()
         order = self.lengths[items].argsort(stable=True)
@@ -87,3 +117,7 @@ class TextEncoder(nn.Module):
         bar = tqdm(order.split(chunk), desc="encoding texts", total=math.ceil(len(order) / chunk), disable=quiet(), leave=False)
         encoded = torch.cat([self._encode(part).cpu() for part in bar])
         return encoded[order.argsort(stable=True)]
+
+
+def _first(args: tuple, kwargs: dict) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]

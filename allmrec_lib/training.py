@@ -7,8 +7,8 @@ that a run which was killed and resumed gives the same numbers as one that was n
 from __future__ import annotations
 
 import hashlib
-import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from .config import quiet
 
 
 class Task(Protocol):
@@ -50,11 +52,6 @@ class History:
         return pd.DataFrame(self.rows, columns=["epoch", "loss", "metric", "seconds"])
 
 
-def quiet() -> bool:
-    """Whether progress bars are switched off (``ALLMREC_QUIET=1``: executed notebooks keep no bars)."""
-    return os.environ.get("ALLMREC_QUIET", "0") == "1"
-
-
 def autocast(device: str, precision: str):
     """Mixed precision: "bf16", "fp32", or "auto" (bf16 where the device computes it natively, else fp32)."""
     if precision not in ("auto", "bf16", "fp32"):
@@ -62,6 +59,21 @@ def autocast(device: str, precision: str):
     native = device == "cuda" or (device == "cpu" and torch.cpu._is_avx512_bf16_supported())
     use = precision == "bf16" or (precision == "auto" and native)
     return torch.autocast(device, torch.bfloat16, enabled=use)
+
+
+@contextmanager
+def repeatable():
+    """Sums in a fixed order: without it, gradients that several rows add to one place differ in the last digit from run
+    to run. On CUDA an operation that has no such order warns instead of failing."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def seed_for(*parts: int | str) -> int:
@@ -120,6 +132,7 @@ class _Checkpoint:
         self.written = time.monotonic()
 
 
+@repeatable()
 def fit(
     task: Task,
     *,
@@ -132,11 +145,13 @@ def fit(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     checkpoint_s: float = 30.0,
+    evaluate_start: bool = False,
 ) -> History:
     """Train ``task`` for at most ``epochs`` epochs and leave the best weights by validation in ``task.module``.
 
     Stops when ``patience`` evaluations (one every ``eval_every`` epochs) brought nothing better. With ``folder`` the run
-    is checkpointed every ``checkpoint_s`` seconds and resumes where it stopped.
+    is checkpointed every ``checkpoint_s`` seconds and resumes where it stopped. With ``evaluate_start`` the weights before
+    the first step are a candidate too (epoch 0).
     """
     optimizer = torch.optim.Adam(task.parameters(), weight_decay=weight_decay, betas=betas)
     checkpoint, history = _Checkpoint(folder, checkpoint_s), History()
@@ -161,6 +176,20 @@ def fit(
     per_epoch = len(task.batches(torch.arange(task.n_rows)))
     bar = tqdm(total=epochs * per_epoch, initial=(epoch - 1) * per_epoch + step, desc=label, unit="step",
                disable=quiet(), smoothing=0.05, mininterval=0.5, leave=False)  # fmt: skip
+
+    def evaluate(number: int, mean: float | None) -> bool:
+        """Validate; whether these weights are the best so far."""
+        nonlocal best
+        task.module.eval()
+        metric = task.validate()
+        history.rows.append({"epoch": number, "loss": mean, "metric": metric, "seconds": time.monotonic() - begin})
+        bar.set_postfix(metric=f"{metric:.4f}")
+        if metric > history.best:
+            history.best, history.best_epoch, best = metric, number, trainable_state(task.module)
+        return history.best_epoch == number
+
+    if evaluate_start and not history.rows:
+        evaluate(0, None)
     while epoch <= epochs and stale < patience:
         order = torch.randperm(task.n_rows, generator=torch.Generator().manual_seed(seed_for(seed, epoch)))
         batches = task.batches(order)
@@ -175,14 +204,8 @@ def fit(
             bar.update()
             save()
         if epoch % eval_every == 0 or epoch == epochs:
-            task.module.eval()
-            metric = task.validate()
-            mean = total / (eval_every * len(batches))
-            history.rows.append({"epoch": epoch, "loss": mean, "metric": metric, "seconds": time.monotonic() - begin})
-            bar.set_postfix(loss=f"{mean:.3f}", metric=f"{metric:.4f}")
-            total, stale = 0.0, stale + 1
-            if metric > history.best:
-                history.best, history.best_epoch, stale, best = metric, epoch, 0, trainable_state(task.module)
+            better = evaluate(epoch, total / (eval_every * len(batches)))
+            total, stale = 0.0, 0 if better else stale + 1
         epoch, step = epoch + 1, 0
         save()
     save(force=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from allmrec_lib.llm.backbone import Backbone, load_backbone
-from allmrec_lib.llm.soft_tokens import PromptEncoder
 from allmrec_lib.llm.prompts import DOMAINS
+from allmrec_lib.llm.soft_tokens import PromptEncoder
 from allmrec_lib.sequences import Sequences
 
 ROOT = Path(__file__).resolve().parent.parent

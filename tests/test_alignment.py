@@ -124,3 +124,12 @@ def test_joint_embeddings_survive_a_file(tmp_path):
     joint.save(tmp_path / "joint.safetensors")
     assert torch.equal(JointEmbeddings.load(tmp_path / "joint.safetensors").q, joint.q)
     assert set(load_file(tmp_path / "joint.safetensors")) == {"e", "q", "decoded", "decoded_q"}
+
+
+def test_what_the_item_tokens_carry():
+    joint = JointEmbeddings(*(torch.randn(4, n) for n in (3, 3, 2, 2)))
+    counts = torch.tensor([0, 2, 0, 1])
+    assert torch.equal(joint.carried("e", counts), joint.e) and torch.equal(joint.carried("q", counts), joint.q)
+    assert torch.equal(joint.carried("auto", counts), torch.stack([joint.q[0], joint.e[1], joint.q[2], joint.e[3]]))
+    with pytest.raises(ValueError, match="unknown stage2.joint 'both'; one of e, q, auto"):
+        joint.carried("both", counts)

@@ -22,7 +22,7 @@ ITEMS = len(TITLES) - 1
 
 @pytest.fixture
 def world():
-    return random_sequences(np.random.default_rng(0), users=12, items=ITEMS, longest=5)
+    return random_sequences(np.random.default_rng(0), users=12, items=ITEMS, longest=6)
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def joint() -> JointEmbeddings:
 
 def model_of(backbone, prompts, joint, config=CONFIG, users=12) -> ALLMRec:
     x = torch.randn(users, 4, generator=torch.Generator().manual_seed(1))
-    heads = projections(config, joint, x, backbone.embedding.embedding_dim, backbone.spread, seed=0).double()
+    size = backbone.embedding.embedding_dim
+    heads = projections(config, joint.e, joint.decoded, x, size, backbone.spread, seed=0).double()
     return ALLMRec(backbone, prompts, joint.e.double(), heads, config.history)
 
 
@@ -90,17 +91,31 @@ def test_training_candidates(world):
     assert drawn.digest == training_candidates(world, rows, 4, seed=1).digest != training_candidates(world, rows, 4, seed=2).digest
 
 
-def test_the_linear_path_keeps_the_cf_models_inner_products():
-    """At the start O_u . O_i ranks as x^u . dec(e_i) does: both go through one random map with orthonormal columns."""
+def test_the_linear_path_keeps_the_cf_models_scores_and_likenesses():
+    """At the start O_u . O_i ranks as x^u . E_i does, and O_i . O_j grows with the likeness of E and of the latents."""
     generator = torch.Generator().manual_seed(0)
-    e, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((30, 12), (12, 5), (9, 5)))
-    joint = JointEmbeddings(e, e, e @ decoder + 0.5, e @ decoder)
-    heads = projections(Stage2Config(projection="skip"), joint, x, 40, 0.1, seed=0)
+    latent, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((30, 12), (12, 5), (9, 5)))
+    embeddings = latent @ decoder + 0.5
+    heads = projections(Stage2Config(projection="skip"), latent, embeddings, x, 40, 0.1, seed=0)
     with torch.no_grad():
-        tokens = heads["user"](x) @ heads["item"](e)[1:].T
-    wanted = x @ joint.decoded[1:].T
-    ratio = tokens / wanted
+        items = heads["item"](latent)[1:]
+        tokens = heads["user"](x) @ items.T
+    ratio = tokens / (x @ embeddings[1:].T)
     assert torch.allclose(ratio, ratio.median().expand_as(ratio), rtol=1e-2)
+    known, centred = embeddings[1:], latent[1:] - latent[1:].mean(0)
+    alike = known @ known.T / known.norm(dim=1).mean() ** 2 + centred @ centred.T / centred.norm(dim=1).mean() ** 2
+    assert torch.allclose(items @ items.T, 0.01 * 40 * alike / 2, atol=1e-3)
+
+
+def test_the_linear_path_needs_room():
+    with pytest.raises(ValueError, match="at least 17 dimensions, the LLM has 16; use stage2.projection = mlp"):
+        projections(Stage2Config(projection="skip"), torch.randn(9, 12), torch.randn(9, 5), torch.randn(3, 5), 16, 0.1, seed=0)
+
+
+def test_negatives_in_training_are_known_items(world):
+    rows = world.rows("train", 8)
+    drawn = training_candidates(world, rows, 4, seed=1)
+    assert (world.train_counts()[drawn.items.numpy()] > 0).all()
 
 
 def test_the_papers_projection_is_two_layers():
@@ -110,7 +125,7 @@ def test_the_papers_projection_is_two_layers():
     expected = second(torch.nn.functional.gelu(torch.nn.functional.layer_norm(first(x), (8,), norm.weight, norm.bias)))
     assert torch.allclose(head(x), 0.5 * expected)
     with pytest.raises(ValueError, match="one of mlp, skip"):
-        projections(Stage2Config(projection="mpl"), JointEmbeddings(*[torch.zeros(3, 2)] * 4), torch.zeros(1, 2), 4, 1.0, 0)
+        projections(Stage2Config(projection="mpl"), torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(1, 2), 4, 1.0, 0)
 
 
 def test_predictions_do_not_depend_on_the_batch(backbone, prompts, joint, world):
@@ -133,7 +148,7 @@ def run(home):
 
 
 def test_from_raw_files_to_a_table(run, home):
-    table = run.table(["Random", "Popularity", "Repeat+Popularity", "SASRec", "A-LLMRec"])
+    table = run.table(["Random", "Popularity", "Repeat+Popularity", "SASRec", "A-LLMRec", "A-LLMRec (SBERT)"])
     assert table.loc["SASRec", "hit@1"] > table.loc["Random", "hit@1"] + 0.1
     assert table.loc["A-LLMRec", "hit@1"] > table.loc["Random", "high"]
     assert ((table["low"] <= table["hit@1"]) & (table["hit@1"] <= table["high"])).all()

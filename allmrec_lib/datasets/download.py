@@ -56,7 +56,7 @@ def fetch(url: str, expected: str, folder: Path, timeout: float = 10.0) -> Path:
     """
     import pooch
 
-    from ..training import quiet
+    from ..config import quiet
 
     downloader = pooch.HTTPDownloader(progressbar=not quiet(), timeout=timeout)
     pooch.get_logger().setLevel("WARNING")

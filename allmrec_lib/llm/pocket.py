@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..training import autocast, quiet
+from .. import datasets
+from ..config import quiet
+from ..training import autocast
 from .pocket_corpus import START, Lists, TitleSource, Writer, common_words, soft_vectors, train_tokenizer
 from .pocket_model import build_model
 from .pocket_skills import answer_logits, embed_lists, measure, perplexity
@@ -30,14 +32,13 @@ from .prompts import TEMPLATES, clean_title
 class Recipe:
     """The mixture of documents and the length of training."""
 
-    steps: int = 3000
+    steps: int = 4000
     batch_tokens: int = 3000
     lr: float = 6e-4
     warmup: int = 100
     templates: dict[str, float] = field(
-        default_factory=lambda: {"recall": 0.4, "item-first": 0.4, "text": 0.15, "text-only": 0.05, "paper": 0.4}
+        default_factory=lambda: {"recall": 0.6, "item-first": 0.2, "text": 0.15, "text-only": 0.05}
     )
-    paper_from: int = 16  # tags after their titles come when lists of this size with tags before them are mastered
     hint_weight: float = 1.0
     largest: int = 22
     history: int = 10
@@ -69,9 +70,7 @@ class Maker:
         rng = np.random.default_rng([recipe.seed, self.step])
         self.writer.rng = self.writer.titles.rng = rng
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        names = list(recipe.templates)
-        early = self.size["item-first"] < recipe.paper_from
-        weights = np.array([recipe.templates[n] * (n != "paper" or not early) for n in names])
+        names, weights = list(recipe.templates), np.array(list(recipe.templates.values()))
         name = names[rng.choice(len(names), p=weights / weights.sum())]
         lists = self._lists(name, rng)
         count = max(1, int(-lists.ids.min()) - 1)
@@ -165,14 +164,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
     parser.add_argument("--work", type=Path, help="folder of the checkpoint (default: --out)")
-    parser.add_argument("--titles", type=Path, nargs="*", default=[], help="files with one real title a line")
+    parser.add_argument("--dataset", help="a dataset whose titles are read (texts only, no interactions)")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--template", default="item-first", choices=sorted(TEMPLATES), help="what the card names")
+    parser.add_argument("--template", default="recall", choices=sorted(TEMPLATES), help="what the card names")
     args = parser.parse_args()
     words = common_words()
-    titles = [clean_title(line, 80) for path in args.titles for line in path.read_text(encoding="utf-8").splitlines()]
-    titles = sorted({t for t in titles if t})
+    titles = sorted({clean_title(t, 80) for t in datasets.load(args.dataset).titles[1:]} - {""}) if args.dataset else []
     work = args.work or args.out
     for folder in (args.out, work):
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +181,7 @@ def main() -> None:
     quotes = [tokenizer.encode(f"a{mark}").ids[-1] for mark in ('"', ' "')]
     maker = Maker(build_model(args.vocabulary, quotes), writer, Recipe(steps=args.steps))
     maker.run(work)
-    about = f"{len(train):,} titles of {', '.join(p.name for p in args.titles) or 'no file'}"
+    about = f"{len(train):,} titles of {args.dataset}" if args.dataset else "invented titles only"
     save(maker, tokenizer, titles[::20], args.template, about, args.out)
     if work == args.out:
         (work / "checkpoint.pt").unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from .prompts import ANSWER_END, DOMAINS, TEMPLATES, TEXT_ONLY, Slot, Title, clean_title, recommendation_prompt
 
 START = "<|start|>"
+TELLERS = ("user", "history", "both")
 
 
 def common_words() -> list[str]:
@@ -79,14 +81,29 @@ def train_tokenizer(titles: list[str], words: list[str], size: int) -> Tokenizer
 class Lists:
     """B documents: ``ids`` (B, T) with slots as in ``soft_tokens`` but items numbered within the document, ``labels``
     (B, T) the token that should follow (-100: not asked), ``hints`` (B, T) at a token *after* its title, the title's first
-    token, ``target`` (B,) the asked item or 0 where nothing tells, ``first`` (B,) the position that asks."""
+    token, ``target`` (B,) the asked item or 0 where nothing tells, ``by_user`` (B,) whether the user's vector tells,
+    ``near`` (B, H) the items of the history that resemble the target (0: none), ``first`` (B,) the position that asks."""
 
     ids: Tensor
     labels: Tensor
     hints: Tensor
     target: Tensor
+    by_user: Tensor
+    near: Tensor
     first: Tensor
     again: Tensor  # (B, Q) further items asked about at the end (``recall`` only); their vectors are the last Q slots
+
+
+class _Document(NamedTuple):
+    """One row of :class:`Lists`, not yet padded."""
+
+    ids: list[int]
+    hints: dict[int, int]
+    target: int
+    by_user: bool
+    near: list[int]
+    first: int
+    again: list[int]
 
 
 class Writer:
@@ -118,29 +135,31 @@ class Writer:
                 ids += self._text(piece)
         return ids, hints
 
-    def lists(self, template: str, batch: int, size: int, history: int, told: float = 0.9, titles=None, again: int = 0) -> Lists:
+    def lists(self, template: str, batch: int, size: int, history: int, told: float = 0.9, titles=None, again: int = 0,
+              who: str | None = None) -> Lists:  # fmt: skip
         """``batch`` documents with ``size`` candidates and up to ``history`` items before them.
 
-        In a share 1 - ``told`` of them nothing tells which candidate is asked. ``titles`` draws other titles.
+        In a share 1 - ``told`` of them nothing tells which candidate is asked; ``who`` tells in the others is one of
+        :data:`TELLERS` (None: any). ``titles`` draws other titles.
         """
         draw = titles or self.titles.several
         past = int(self.rng.integers(0, history + 1))
-        rows = [self._one(template, size, past, told, draw, again) for _ in range(batch)]
-        width = max(len(ids) for ids, *_ in rows)
-        out = Lists(torch.zeros(batch, width, dtype=torch.long), *(torch.full((batch, width), -100) for _ in range(2)),
-                    torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.long),
-                    torch.tensor([row[4] for row in rows], dtype=torch.long))  # fmt: skip
-        for row, (ids, hints, target, begin, _) in enumerate(rows):
-            out.ids[row, : len(ids)] = torch.tensor(ids)
-            wanted = torch.tensor(ids[begin:])
-            out.labels[row, begin - 1 : len(ids) - 1] = wanted.where(wanted >= 0, -100)
-            if hints and "after" in hints:
-                for place, token in hints["after"].items():
-                    out.hints[row, place] = token
-            out.target[row], out.first[row] = target, begin - 1
+        rows = [self._one(template, size, past, told, draw, again, who) for _ in range(batch)]
+        width = max(len(row.ids) for row in rows)
+        blank = torch.full((batch, width), -100)
+        out = Lists(torch.zeros(batch, width, dtype=torch.long), blank, blank.clone(),
+                    *(torch.tensor([getattr(row, name) for row in rows]) for name in ("target", "by_user")),
+                    torch.nn.utils.rnn.pad_sequence([torch.tensor(row.near, dtype=torch.long) for row in rows], True),
+                    *(torch.tensor([getattr(row, name) for row in rows], dtype=torch.long) for name in ("first", "again")))  # fmt: skip
+        for number, row in enumerate(rows):
+            out.ids[number, : len(row.ids)] = torch.tensor(row.ids)
+            wanted = torch.tensor(row.ids[row.first + 1 :])
+            out.labels[number, row.first : len(row.ids) - 1] = wanted.where(wanted >= 0, -100)
+            for place, token in row.hints.items():
+                out.hints[number, place] = token
         return out
 
-    def _one(self, template: str, size: int, history: int, told: float, draw, again: int):
+    def _one(self, template: str, size: int, history: int, told: float, draw, again: int, who: str | None) -> _Document:
         rng = self.rng
         texts = draw(size + history)
         ids_of = {item: self._text(t)[: self.limit] for item, t in enumerate(texts, 1)}
@@ -148,20 +167,36 @@ class Writer:
             self._cache.clear()
         pairs = [(item, text) for item, text in enumerate(texts, 1)]
         candidates, past = pairs[:size], pairs[size:]
-        if past and rng.random() < 0.2:  # an item met before may be a candidate, and is the answer no oftener than others
-            past[rng.integers(len(past))] = candidates[rng.integers(size)]
         shape = TEXT_ONLY if template == TEXT_ONLY.name else TEMPLATES[template]
+        target = int(rng.integers(1, size + 1))
+        by_user, near = self._tellers(told if shape is not TEXT_ONLY else 0.0, history, who)
+        near = [size + place for place in near]
+        if near and rng.random() < 0.2:  # the target itself, met before
+            past[near.pop() - size - 1] = candidates[target - 1]
+            repeated = True
+        else:
+            repeated = False
         words = list(DOMAINS.values())[rng.integers(len(DOMAINS))]
         ids, hints = self._render(recommendation_prompt(shape, words, past, candidates), ids_of)
-        target = int(rng.integers(1, size + 1))
-        begin = len(ids)
+        first = len(ids) - 1
         ids += ids_of[target] + self.end
         more = rng.integers(1, size + 1, again).tolist()
         for place, item in enumerate(more, size + history + 1):
             ids += [*self._text(". The recommendation for "), -(place + 1), *self._text(' is "'), *ids_of[item], *self.end]
-        told_here = shape is not TEXT_ONLY and rng.random() < told
         after = shape is not TEXT_ONLY and shape.entry.index("{item}") > shape.entry.index("{title}")
-        return ids, {"after": hints} if after else {}, target if told_here else 0, begin, more
+        known = by_user or bool(near) or repeated
+        return _Document(ids, hints if after else {}, target if known else 0, by_user, near, first, more)
+
+    def _tellers(self, told: float, history: int, who: str | None) -> tuple[bool, list[int]]:
+        """Whether the user's vector tells the target, and which entries of the history (numbered from 1) do."""
+        rng = self.rng
+        if rng.random() >= told:
+            return False, []
+        who = who or TELLERS[rng.integers(3)]
+        if who == "user" or not history:
+            return True, []
+        count = int(rng.integers(1, min(3, history) + 1))
+        return who == "both", (rng.permutation(history)[:count] + 1).tolist()
 
     def catalogue(self, titles: list[str], length: int) -> Tensor:
         """Rows (N, length) of titles in quotes, one after the other; what does not fill a row is left out."""
@@ -189,16 +224,18 @@ class Writer:
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = ids[:, 1:]
         zero = torch.zeros(batch, dtype=torch.long)
-        return Lists(ids, labels, torch.full_like(ids, -100), zero, zero, zero[:, None][:, :0])
+        none = zero[:, None][:, :0]
+        return Lists(ids, labels, torch.full_like(ids, -100), zero, zero.bool(), none, zero, none)
 
 
 def soft_vectors(count: int, dim: int, lists: Lists, noise: float, generator: torch.Generator,
                  varied: bool = True) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Random item vectors (B, count, dim) at unit spread and the users' (B, dim): the target's plus noise.
+    """Random item vectors (B, count, dim) at unit spread and the users' (B, dim).
 
+    Who tells (the user, entries of the history) has the target's vector plus noise; everything else is unrelated.
     ``varied``: a third independent, a third in a random subspace of 16 to 50 dimensions, a third around shared centres,
-    with varied norms: trained embeddings look like that. ``noise`` in units of the spread (-n: uniform in 0..n). Where
-    ``target`` is 0 the user's vector has nothing to do with any item. (NEFTune's idea, Jain et al. 2023.)
+    with varied norms: trained embeddings look like that. ``noise`` in units of the spread (-n: uniform in 0..n, drawn for
+    each teller). (NEFTune's idea, Jain et al. 2023.)
     """
 
     batch, target = len(lists.ids), lists.target
@@ -215,10 +252,13 @@ def soft_vectors(count: int, dim: int, lists: Lists, noise: float, generator: to
         centred = mix.sqrt() * normal(batch, 1, dim) + (1 - mix).sqrt() * items
         items = torch.where(kind == 0, items, torch.where(kind == 1, subspace, centred))
         items = items * (0.2 * normal(batch, count, 1)).exp()
-    asked = torch.cat([target[:, None], lists.again], dim=1)
-    level = torch.rand(batch, 1, 1, generator=generator) * -noise if noise < 0 else noise
+    asked = torch.cat([target[:, None], lists.again, target[:, None].expand(-1, lists.near.shape[1])], dim=1)
+    level = torch.rand(batch, asked.shape[1], 1, generator=generator) * -noise if noise < 0 else noise
     picked = items.gather(1, (asked - 1).clamp(min=0)[..., None].expand(-1, -1, dim))
     picked = picked + level * normal(batch, asked.shape[1], dim)
-    if asked.shape[1] > 1:
-        items[:, count - asked.shape[1] + 1 :] = picked[:, 1:]
-    return items, torch.where(target[:, None] > 0, picked[:, 0], normal(batch, dim))
+    questions = lists.again.shape[1]
+    if questions:
+        items[:, count - questions :] = picked[:, 1 : questions + 1]
+    rows, places = (lists.near > 0).nonzero(as_tuple=True)
+    items[rows, lists.near[rows, places] - 1] = picked[rows, 1 + questions + places]
+    return items, torch.where(lists.by_user[:, None], picked[:, 0], normal(batch, dim))

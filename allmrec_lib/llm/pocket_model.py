@@ -26,7 +26,9 @@ def write_circuit(model, dim: int, size: int, quotes: list[int]) -> None:
     """Start from the circuit that in-context look-up rests on (induction heads, Olsson et al. 2022), then train.
 
     Layer 0: heads look one, two and three places back (rotary positions make that a constant) and note what was there.
-    Layer 1: one head fetches what stands behind the start token, the user's vector, into the notes.
+    Layer 1: one head fetches what stands behind the start token, the user's vector, into the notes; another marks the
+    first word of a title whose item token is like one that stood in the list before (it looks for notes three back that
+    are like its own two back, which its own title cannot have yet, and rests on the start token where there are none).
     Layer 2 finds the first word of an answer: one head looks for places whose note two back (an item token before its
     title) is like the own note, one for places that *are* like it (an item token after its title). It finds the next
     word: one head looks for places after the same word (induction), one for places after the same word *and* three
@@ -59,6 +61,12 @@ def write_circuit(model, dim: int, size: int, quotes: list[int]) -> None:
     weights[1][0, 0], biases[1][0, 0, rotary:] = 0.0, 1.5 * (own @ start)
     weights[1][0, 1, rotary:] = 1.5 * (before - own)
     weights[1][0, 2], outs[1][:, 0] = reads[parts[1]], 0.15 * (notes[parts[1]] + notes[parts[2]]).T
+    mark = notes[parts[3]][content]  # a direction that no note uses
+    weights[1][1, 0, rotary:], weights[1][1, 1, rotary:] = 1.2 * two_back, 1.2 * three_back
+    weights[1][1, 1, rotary + content - 1], biases[1][1, 0, rotary + content - 1] = start / start.norm(), 1.0
+    weights[1][1, 2], outs[1][:, 1] = 0.0, 0.0
+    weights[1][1, 2, 0], biases[1][1, 2, 0] = -start / start.norm() ** 2, 1.0
+    outs[1][:, 1, 0] = 0.5 * mark
     mix = [torch.linalg.qr(torch.randn(content, content))[0] for _ in range(2)]
 
     def both(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -73,6 +81,7 @@ def write_circuit(model, dim: int, size: int, quotes: list[int]) -> None:
     ):
         weights[layer][head, 0, rotary:], weights[layer][head, 1, rotary:] = 1.4 * query, 1.4 * key
         copies(layer, head)
+    weights[2][0, 1, -1], biases[2][0, 0, -1] = 2.0 * mark, 2.0  # what is like the history is a better answer
     for head in range(2):  # only where a quote has just opened
         weights[2][head, 1, rotary:] += before
         biases[2][head, 0, rotary:] = 0.8 * sum(own @ F.layer_norm(embedding[q], (dim,)) for q in quotes)

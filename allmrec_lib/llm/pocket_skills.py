@@ -31,14 +31,15 @@ def answer_logits(model, lists: Lists, embeds: Tensor, asked: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def recall(model, writer: Writer, template: str, titles=None, size: int = 20, history: int = 10, noise: float = 0.0,
-           told: float = 1.0, batch: int = 50, batches: int = 4, varied: bool = False, seed: int = 1) -> float:  # fmt: skip
-    """Share of lists whose answer's first token is right (``told=0``: chance)."""
+           told: float = 1.0, batch: int = 50, batches: int = 4, varied: bool = False, seed: int = 1,
+           who: str = "user") -> float:  # fmt: skip
+    """Share of lists whose answer's first token is right (``told=0``: chance); ``who`` tells it."""
     rng = np.random.default_rng(seed)
     writer.rng = writer.titles.rng = rng
     generator = torch.Generator().manual_seed(seed)
     right = []
     for _ in range(batches):
-        lists = writer.lists(template, batch, size, history, told, titles)
+        lists = writer.lists(template, batch, size, history, told, titles, who=who)
         count = max(1, int(-lists.ids.min()) - 1)
         items, users = soft_vectors(count, model.config.hidden_size, lists, noise, generator, varied)
         asked = torch.zeros_like(lists.ids, dtype=torch.bool)
@@ -69,5 +70,7 @@ def measure(model, tokenizer, template: str, titles: list[str], limit: int, batc
     rng = np.random.default_rng(2)
     writer = Writer(tokenizer, TitleSource(common_words(), [], rng), limit)
     draw = drawn_from(titles, rng)
-    cases = {"exact": {}, "noise 0.5": {"noise": 0.5}, "noise 1.0": {"noise": 1.0}, "unrelated": {"told": 0.0}}
+    cases = {"exact": {}, "noise 0.5": {"noise": 0.5}, "noise 1.0": {"noise": 1.0},
+             "history, noise 0.5": {"noise": 0.5, "who": "history"}, "both, noise 1.0": {"noise": 1.0, "who": "both"},
+             "unrelated": {"told": 0.0}}  # fmt: skip
     return {name: round(recall(model, writer, template, draw, batches=batches, **case), 4) for name, case in cases.items()}

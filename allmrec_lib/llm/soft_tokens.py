@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import Backbone
@@ -99,7 +100,7 @@ def embed(backbone: Backbone, ids: Tensor, users: Tensor | None, items: Tensor |
                 raise ValueError("the prompt holds a slot for which no vectors were given; use the text-only template")
             continue
         if vectors is items:
-            vectors = vectors[slot_items(ids)[1]]
+            vectors = F.embedding(slot_items(ids)[1], vectors)
         else:
             vectors = vectors[slots.nonzero()[:, 0]]
         out = out.masked_scatter(slots.unsqueeze(-1), vectors.to(out.dtype))

@@ -1,0 +1,81 @@
+"""The chapters: anatomy, stored outputs that still come out (nbval), executed copies that hold the source's code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb"))
+COPIES = sorted((ROOT / "book" / "executed").glob("*/*.ipynb"))
+PARAMETERS = ["dataset", "profile", "seed", "llm", "device"]
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook) -> list[str]:
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
+    return [c.source for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_anatomy(path):
+    notebook = read(path)
+    assert 25 <= len(notebook.cells) <= 40
+    assert max(len(source.splitlines()) for source in code(notebook)) <= 15
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert re.findall(r"^(\w+) =", tagged[0].source, re.MULTILINE) == PARAMETERS
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    for part in ("**You will**", "**You need**", "**Cost:**", "What to notice", "Where we differ", "Exercises", "Solutions"):
+        assert part in text, f"{path.stem} has no {part}"
+    assert any(source.lstrip().startswith("assert") for source in code(notebook))
+
+
+@pytest.mark.parametrize("path", SOURCES + COPIES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_stored_executed_and_clean(path):
+    notebook = read(path)
+    counts = [c.execution_count for c in notebook.cells if c.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    text = path.read_text()
+    assert '"papermill": {' not in text and "iopub" not in text
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|Users|work)/", text)
+
+
+def test_every_copy_the_book_shows_is_there():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    files = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]] + [toc["root"]]
+    assert [f for f in files if not any((ROOT / f).with_suffix(s).exists() for s in (".md", ".ipynb"))] == []
+
+
+@pytest.mark.parametrize("path", COPIES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_copies_hold_the_sources_code(path):
+    copy, source = read(path), read(ROOT / "book" / path.name)
+    assert code(copy) == code(source)
+    assert [c.source for c in copy.cells if c.cell_type == "markdown"] == [
+        c.source for c in source.cells if c.cell_type == "markdown"
+    ]
+    injected = [c.source for c in copy.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert len(injected) == 1 and f'dataset = "{path.parent.name}"' in injected[0] and 'profile = "laptop"' in injected[0]
+
+
+def test_the_sources_still_give_what_they_show():
+    """nbval runs every source and compares each output with the stored one, numbers to two decimals."""
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
+               "--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), *map(str, SOURCES)]  # fmt: skip
+    import os
+
+    from allmrec_lib.runner import KERNEL
+
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | KERNEL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:]

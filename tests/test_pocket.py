@@ -1,0 +1,112 @@
+"""What the small LLM that ships with the book can do: on catalogues it never saw, in the template its card names."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec_lib import datasets
+from allmrec_lib.llm.backbone import load_backbone
+from allmrec_lib.llm.pocket import Maker, Recipe, save
+from allmrec_lib.llm.pocket_corpus import TELLERS, TitleSource, Writer, common_words, soft_vectors, train_tokenizer
+from allmrec_lib.llm.pocket_model import build_model
+from allmrec_lib.llm.pocket_skills import drawn_from, perplexity, recall
+from allmrec_lib.llm.prompts import clean_title
+
+CARD = json.loads((Path(__file__).resolve().parent.parent / "data" / "pocket_llm" / "card.json").read_text())
+LISTS = 400
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_backbone()
+
+
+@pytest.fixture(scope="module")
+def titles() -> list[str]:
+    """A catalogue that had no part in the making: Luxury Beauty's titles, or the simulated world's where it is not here."""
+    name = "beauty" if os.environ.get("ALLMREC_DATA") else "simulated"
+    return sorted({clean_title(t, 80) for t in datasets.load(name).titles[1:]})
+
+
+def share(pocket, titles, **case) -> float:
+    writer = Writer(pocket.tokenizer.backend_tokenizer, TitleSource(common_words(), [], np.random.default_rng(0)), pocket.title_tokens)
+    draw = drawn_from(titles, np.random.default_rng(2))
+    return recall(pocket.model, writer, pocket.template.name, draw, batches=LISTS // 50, **case)
+
+
+def test_looks_entries_up_by_the_users_vector(pocket, titles):
+    assert share(pocket, titles) >= 0.95
+    assert share(pocket, titles, noise=0.5) >= 0.9
+
+
+def test_finds_what_is_like_the_history(pocket, titles):
+    assert share(pocket, titles, noise=0.5, who="history") >= CARD["promise"]["history, noise 0.5"]
+    assert share(pocket, titles, noise=1.0, who="both") > share(pocket, titles, noise=1.0, who="user")
+
+
+def test_picks_at_random_where_nothing_tells(pocket, titles):
+    found = share(pocket, titles, told=0.0)
+    assert abs(found - 0.05) <= 4 * math.sqrt(0.05 * 0.95 / LISTS)
+
+
+def test_reads_catalogue_text(pocket, titles):
+    tokenizer = pocket.tokenizer.backend_tokenizer
+    assert perplexity(pocket.model, tokenizer, titles) < 0.1 * tokenizer.get_vocab_size()
+
+
+def test_it_is_small_and_safe():
+    folder = Path(__file__).resolve().parent.parent / "data" / "pocket_llm"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 15e6
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+
+
+# -- how it is made -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def writer():
+    words = common_words()
+    return Writer(train_tokenizer([], words[:2000], 600), TitleSource(words, [], np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("who", TELLERS)
+def test_who_tells_has_the_targets_vector(writer, who):
+    lists = writer.lists("recall", 40, 6, 5, told=1.0, who=who, again=2)
+    count = int(-lists.ids.min()) - 1
+    items, users = soft_vectors(count, 24, lists, 0.0, torch.Generator().manual_seed(0), varied=False)
+    for row in range(40):
+        wanted = items[row, lists.target[row] - 1]
+        told = torch.equal(users[row], wanted)
+        near = [i for i in lists.near[row].tolist() if i]
+        assert all(torch.equal(items[row, i - 1], wanted) for i in near)
+        slots = (-lists.ids[row][lists.ids[row] < -1] - 1).tolist()
+        again = slots.count(int(lists.target[row])) > 1  # the target itself stands in the history
+        assert told == bool(lists.by_user[row])
+        assert told or near or again
+        assert who != "user" or (told and not near and not again)
+
+
+def test_making_it_twice_gives_the_same(tmp_path):
+    made = []
+    for name in ("a", "b"):
+        words = common_words()
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer([], words[:2000], 600)
+        quotes = [tokenizer.encode(f"a{mark}").ids[-1] for mark in ('"', ' "')]
+        maker = Maker(build_model(600, quotes), Writer(tokenizer, TitleSource(words, [], np.random.default_rng(0))),
+                      Recipe(steps=3, batch_tokens=600))  # fmt: skip
+        (tmp_path / name).mkdir()
+        maker.run(tmp_path / name)
+        made.append([p.clone() for p in maker.model.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))
+    held = [f"{a} {b}" for a in words[:8] for b in words[100:108]]
+    save(maker, tokenizer, held, "recall", "invented titles only", tmp_path / "a")
+    loaded = load_backbone(str(tmp_path / "a"))
+    assert loaded.template.name == "recall" and loaded.title_tokens == maker.writer.limit

@@ -1,0 +1,51 @@
+"""Rows of results: complete, beside the paper's, written once."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from allmrec_lib import report, results
+
+VALUES = [np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 0.0, 0.0, 1.0])]
+
+
+def line(**changes):
+    return results.row("SASRec", VALUES, dataset="beauty", profile="smoke", llm=None, section="5.2.1", **changes)
+
+
+def test_a_row_is_the_mean_of_seeds_beside_the_papers_number():
+    row = line()
+    assert set(results.FIELDS) <= set(row)
+    assert row["value"] == pytest.approx(0.625) and row["seeds"] == 2 and row["n_users"] == 4
+    assert row["low"] <= row["value"] <= row["high"] and row["paper"] == 0.5298
+
+
+def test_the_papers_numbers_are_typed_in():
+    assert results.paper_value(1, "beauty", "A-LLMRec") == 0.5809
+    assert results.paper_value(2, "beauty", None, "users") == 9930
+    assert results.paper_value(1, "movielens", "SASRec") is None
+
+
+def test_recording_twice_changes_nothing(home):
+    path = results.record("table_01", [line()], {"seed": 0})
+    first = path.read_bytes()
+    assert results.record("table_01", [line()], {"seed": 0}).read_bytes() == first
+    assert set(json.loads(first)) == {"run", "rows"}
+    assert results.record("table_01", [line() | {"value": 0.5}], {"seed": 0}).read_bytes() != first
+    assert results.read("table_01", "smoke", "beauty")["value"].tolist() == [0.5]
+    assert results.read("table_09", "smoke", "beauty").empty
+
+
+def test_an_incomplete_row_is_an_error(home):
+    row = line()
+    del row["low"]
+    with pytest.raises(ValueError, match="the row of 'SASRec' has no 'low'"):
+        results.record("table_01", [row], {})
+
+
+def test_the_table_shows_the_gap():
+    table = report.beside_paper([line(), line() | {"model": "Random", "paper": None}])
+    assert table.loc["SASRec", "gap"] == "+0.0952" and table.loc["Random", "gap"] == "-"

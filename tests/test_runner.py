@@ -1,0 +1,81 @@
+"""Chapters by papermill: parameters are checked, finished work is not redone, a failure names its cell."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from allmrec_lib import runner
+
+PARAMETERS = {"dataset": "simulated", "profile": "smoke", "seed": 0, "llm": "pocket", "device": "cpu"}
+
+
+def write(folder, name, *cells):
+    (folder / "book").mkdir(exist_ok=True)
+    head = nbformat.v4.new_code_cell("\n".join(f"{k} = {v!r}" for k, v in PARAMETERS.items()), metadata={"tags": ["parameters"]})
+    notebook = nbformat.v4.new_notebook(cells=[head, *(nbformat.v4.new_code_cell(c) for c in cells)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / "book" / name)
+
+
+@pytest.fixture
+def chapter(home):
+    write(home, "01_one.ipynb", "import os, pathlib\nprint(dataset, seed, os.environ['ALLMREC_HOME'])")
+    return home / "book" / "executed" / "simulated" / "01_one.ipynb"
+
+
+def test_a_chapter_runs_once(chapter, home, capsys):
+    assert runner.run_chapter("1", **PARAMETERS) == chapter
+    first = chapter.read_bytes()
+    text = first.decode()
+    assert str(home) not in text and '"papermill"' not in text and "iopub" not in text
+    runner.run_chapter("01", **PARAMETERS)
+    assert "up to date" in capsys.readouterr().out and chapter.read_bytes() == first
+    runner.run_chapter("01", **PARAMETERS, force=True)
+    assert chapter.read_bytes() == first  # the same command twice gives the same notebook
+    runner.run_chapter("01", **PARAMETERS | {"seed": 3})
+    assert chapter.read_bytes() != first
+    assert list(chapter.parent.iterdir()) == [chapter]
+
+
+def test_a_misspelt_parameter_is_an_error(chapter):
+    with pytest.raises(runner.ChapterError, match="no parameter 'sead'; did you mean 'seed'"):
+        runner.run_chapter("1", **PARAMETERS, sead=1)
+    with pytest.raises(runner.ChapterError, match="no chapter '7'; there are 01_one"):
+        runner.run_chapter("7", **PARAMETERS)
+
+
+def test_a_failure_names_the_cell_and_leaves_what_was_there(chapter, home):
+    runner.run_chapter("1", **PARAMETERS)
+    before = chapter.read_bytes()
+    write(home, "01_one.ipynb", "x = 1", "raise ValueError('no such item')")
+    with pytest.raises(runner.ChapterError, match="01_one, cell 3: ValueError: no such item"):
+        runner.run_chapter("1", **PARAMETERS)
+    assert chapter.read_bytes() == before and chapter.with_name("01_one.failed.ipynb").exists()
+
+
+def test_a_killed_book_goes_on_where_it_was(home):
+    write(home, "01_one.ipynb", "print('first')")
+    write(home, "02_two.ipynb", "import time, pathlib\npathlib.Path('started').touch()\ntime.sleep(0 if pathlib.Path('go').exists() else 60)")
+    command = [sys.executable, "-m", "allmrec_lib.runner", "book", "--dataset", "simulated", "--profile", "smoke"]
+    process = subprocess.Popen(command, env=os.environ | {"ALLMREC_HOME": str(home)}, start_new_session=True)
+    executed = home / "book" / "executed" / "simulated"
+    for _ in range(600):
+        if (home / "book" / "started").exists():
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (executed / "01_one.ipynb").exists() and not (executed / "02_two.ipynb").exists()
+    stamp = (executed / "01_one.ipynb").stat().st_mtime_ns
+    (home / "book" / "go").touch()
+    assert runner.main(["book", "--dataset", "simulated", "--profile", "smoke"]) == 0
+    assert (executed / "01_one.ipynb").stat().st_mtime_ns == stamp
+    assert json.loads((executed / "02_two.ipynb").read_text())["cells"]

@@ -1,0 +1,41 @@
+"""The sentence encoder: frozen layers run once and change nothing."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from allmrec_lib.datasets import Dataset
+from allmrec_lib.text import TextEncoder, item_texts
+
+TEXTS = ["", "Title: Heat", "Title: Soap, Description: a long and gentle soap for hands", "Title: Zulu"]
+
+
+def test_item_texts_are_the_papers():
+    items = pd.DataFrame({"key": ["a", "b"], "title": ["Heat", "Soap"], "description": ["", "soft"], "genres": ["", ""]},
+                         index=[1, 2])  # fmt: skip
+    events = pd.DataFrame({"user": [1, 1], "item": [1, 2]}, dtype="int32")
+    assert item_texts(Dataset("d", "item", events, items)) == ["", "Title: Heat", "Title: Soap, Description: soft"]
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 6])
+def test_what_frozen_layers_said_is_kept_to_the_letter(layers):
+    whole, part = (TextEncoder("all-MiniLM-L6-v2", TEXTS, 16, n) for n in (None, layers))
+    assert torch.equal(whole.encode_all(), part.encode_all())
+    assert torch.allclose(part.encode_all()[[3, 1]], part.eval()(torch.tensor([3, 1])).detach(), atol=1e-5)
+    assert (part.kept is None) == (layers == 6)
+    learning = sum(p.requires_grad for p in part.parameters())
+    assert (learning == 0) == (layers == 0)
+
+
+def test_only_the_top_layers_get_gradients():
+    encoder = TextEncoder("all-MiniLM-L6-v2", TEXTS, 16, 1)
+    encoder(torch.tensor([1, 2])).sum().backward()
+    with_gradient = {n.split("layer.")[1].split(".")[0] for n, p in encoder.named_parameters() if p.grad is not None}
+    assert with_gradient == {"0"}  # the one layer that is left
+
+
+def test_too_many_layers_is_an_error():
+    with pytest.raises(ValueError, match="train_layers = 9, but the sentence encoder has 6 layers"):
+        TextEncoder("all-MiniLM-L6-v2", TEXTS, 16, 9)
