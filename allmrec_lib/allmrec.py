@@ -49,28 +49,36 @@ class Projection(nn.Module):
         return out * self.scale
 
 
-def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int) -> dict[str, tuple[Tensor, Tensor]]:
+def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int,
+                 likeness: float) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
     """Where the linear paths start: (weight, bias) for users and items.
 
-    Two random maps with orthonormal columns put into one token space, side by side, what a user token can be compared
-    with and what item tokens can be compared by: O_u = A x^u, and O_i = A E(latent_i) + B latent_i. E(.) is the best
-    linear guess of the CF model's embeddings, so that O_u . O_i starts as the CF model's score; B latent_i makes tokens of
+    Two random maps with orthonormal columns put side by side into the token space what users and items are compared by,
+    and what items are compared by among themselves: O_u = A U x^u, O_i = A V (E(latent_i) - mean) + B latent_i. E(.) is
+    the best linear guess of the CF model's embeddings; U and V share out the CF model's scores evenly (both are the square
+    root of the scores' singular values), so that O_u . O_i starts as the CF model's score, less what all items have in
+    common, with as little else in the tokens as possible. B latent_i, of size ``likeness`` against the rest, makes tokens of
     like items alike. A small LLM, which finds the most similar token, then starts from that and not from noise.
 
-    latent (n, d'), embeddings (n, d), x (N, d): some users' representations, for their size.
+    latent (n, d'), embeddings (n, d), x (N, d): some users' representations.
     """
     d, wide = x.shape[1], x.shape[1] + latent.shape[1]
     if token_dim < wide:
         raise ValueError(f"stage2.projection = skip needs token embeddings of at least {wide} dimensions, the LLM has "
                          f"{token_dim}; use stage2.projection = mlp")  # fmt: skip
-    basis = torch.linalg.qr(torch.randn(token_dim, token_dim))[0][:, :wide] * token_dim**0.5
+    basis = torch.linalg.qr(torch.randn(token_dim, token_dim))[0] * token_dim**0.5
     solution = torch.linalg.lstsq(F.pad(latent, (0, 1), value=1.0), embeddings).solution
-    compared, alike = basis[:, :d] / embeddings.norm(dim=1).mean(), basis[:, d:]
-    centre = latent.mean(dim=0)
-    alike = alike / (latent - centre).norm(dim=1).mean()
-    weight, bias = compared @ solution[:-1].T + alike, compared @ solution[-1] - alike @ centre
-    user = basis[:, :d] / x.norm(dim=1).mean()
-    return {"user": (user, torch.zeros(token_dim)), "item": (weight / 2**0.5, bias / 2**0.5)}
+    guess, centre = solution[:-1], latent.mean(dim=0)
+    centred = (latent - centre) @ guess
+    (_, sx, vx), (_, se, ve) = (torch.linalg.svd(t / len(t) ** 0.5, full_matrices=False) for t in (x, centred))
+    p, root, q = torch.linalg.svd((sx[:, None] * vx) @ (se[:, None] * ve).T)
+    floor = torch.finfo(x.dtype).eps ** 0.5  # directions that no item uses
+    user = vx.T @ (p * root**0.5 / sx.clamp(min=floor * sx[0])[:, None])
+    item = ve.T @ (q.T * root**0.5 / se.clamp(min=floor * se[0])[:, None])
+    user, item = user / (x @ user).norm(dim=1).mean(), guess @ item / (centred @ item).norm(dim=1).mean()
+    alike = likeness * basis[:, d:wide].T / (latent - centre).norm(dim=1).mean()
+    item = (item @ basis[:, :d].T + alike) / (1 + likeness**2) ** 0.5
+    return {"user": ((user @ basis[:, :d].T).T, torch.zeros(token_dim)), "item": (item.T, -centre @ item)}
 
 
 def projections(config: Stage2Config, latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, spread: float,
@@ -79,7 +87,7 @@ def projections(config: Stage2Config, latent: Tensor, embeddings: Tensor, x: Ten
     if config.projection not in ("mlp", "skip"):
         raise ValueError(f"unknown stage2.projection {config.projection!r}; one of mlp, skip")
     torch.manual_seed(seed)
-    start = linear_start(latent[1:], embeddings[1:], x, token_dim) if config.projection == "skip" else {}
+    start = linear_start(latent[1:], embeddings[1:], x, token_dim, config.likeness) if config.projection == "skip" else {}
     return nn.ModuleDict({
         "user": Projection(x.shape[1], token_dim, nn.LeakyReLU(), spread, start.get("user")),
         "item": Projection(latent.shape[1], token_dim, nn.GELU(), spread, start.get("item")),

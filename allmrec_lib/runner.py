@@ -114,7 +114,8 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     except PapermillExecutionError as error:
         running.replace(failed)
         raise ChapterError(
-            f"chapter {source.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\nthe notebook with the error: {failed.name}"
+            f"chapter {source.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"the notebook with the error: {failed.name}"
         ) from error
     except BaseException:
         running.unlink(missing_ok=True)

@@ -68,9 +68,9 @@ class TextEncoder(nn.Module):
         if frozen < 1:
             return
         seen: list[Tensor] = []
-        hook = layers[frozen].register_forward_pre_hook(lambda _, args, kwargs: seen.append(_first(args, kwargs)), with_kwargs=True)
-        order = self.lengths.argsort(descending=True, stable=True)
-        parts = order.split(64)
+        look = lambda _, args, kwargs: seen.append(_first(args, kwargs))  # noqa: E731
+        hook = layers[frozen].register_forward_pre_hook(look, with_kwargs=True)
+        parts = self.lengths.argsort(descending=True, stable=True).split(64)
         self.model.eval()
         with torch.no_grad():
             for part in tqdm(parts, desc="encoding texts (frozen layers)", disable=quiet(), leave=False):

@@ -19,7 +19,8 @@ PARAMETERS = {"dataset": "simulated", "profile": "smoke", "seed": 0, "llm": "poc
 
 def write(folder, name, *cells):
     (folder / "book").mkdir(exist_ok=True)
-    head = nbformat.v4.new_code_cell("\n".join(f"{k} = {v!r}" for k, v in PARAMETERS.items()), metadata={"tags": ["parameters"]})
+    text = "\n".join(f"{k} = {v!r}" for k, v in PARAMETERS.items())
+    head = nbformat.v4.new_code_cell(text, metadata={"tags": ["parameters"]})
     notebook = nbformat.v4.new_notebook(cells=[head, *(nbformat.v4.new_code_cell(c) for c in cells)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "book" / name)
@@ -63,7 +64,8 @@ def test_a_failure_names_the_cell_and_leaves_what_was_there(chapter, home):
 
 def test_a_killed_book_goes_on_where_it_was(home):
     write(home, "01_one.ipynb", "print('first')")
-    write(home, "02_two.ipynb", "import time, pathlib\npathlib.Path('started').touch()\ntime.sleep(0 if pathlib.Path('go').exists() else 60)")
+    write(home, "02_two.ipynb", "import time, pathlib\npathlib.Path('started').touch()",
+          "time.sleep(0 if pathlib.Path('go').exists() else 60)")  # fmt: skip
     command = [sys.executable, "-m", "allmrec_lib.runner", "book", "--dataset", "simulated", "--profile", "smoke"]
     process = subprocess.Popen(command, env=os.environ | {"ALLMREC_HOME": str(home)}, start_new_session=True)
     executed = home / "book" / "executed" / "simulated"

@@ -27,12 +27,19 @@ from .pocket_model import build_model
 from .pocket_skills import answer_logits, embed_lists, measure, perplexity
 from .prompts import TEMPLATES, clean_title
 
+SHOWN = 5  # tokens of a title that a prompt shows at least: the small LLM reads no meaning in more, and prompts stay short
+
 
 @dataclass(frozen=True)
 class Recipe:
     """The mixture of documents and the length of training."""
 
-    steps: int = 4000
+    steps: int = 5500
+    sharpen_from: int = 3500  # from here on: one template, low-dimensional vectors, noise of up to ``sharpen_noise``
+    sharpen_noise: float = 1.6
+    sharpen_templates: dict[str, float] = field(
+        default_factory=lambda: {"item-first": 0.75, "recall": 0.05, "text": 0.15, "text-only": 0.05}
+    )
     batch_tokens: int = 3000
     lr: float = 6e-4
     warmup: int = 100
@@ -70,13 +77,19 @@ class Maker:
         rng = np.random.default_rng([recipe.seed, self.step])
         self.writer.rng = self.writer.titles.rng = rng
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        names, weights = list(recipe.templates), np.array(list(recipe.templates.values()))
+        sharpen = self.step >= recipe.sharpen_from
+        templates = recipe.sharpen_templates if sharpen else recipe.templates
+        names, weights = list(templates), np.array(list(templates.values()))
         name = names[rng.choice(len(names), p=weights / weights.sum())]
         lists = self._lists(name, rng)
         count = max(1, int(-lists.ids.min()) - 1)
         grown = min(1.0, (self.size[name] - 3) / 10)  # noise comes when the first lists are mastered
-        items, users = soft_vectors(count, self.model.config.hidden_size, lists, -grown, generator, varied=grown > 0.2)
-        rate = min(1.0, (self.step + 1) / recipe.warmup) * (0.5 + 0.5 * np.cos(np.pi * self.step / recipe.steps))
+        size, rank = self.model.config.hidden_size, int(rng.integers(8, 65)) if sharpen else None
+        noise = -recipe.sharpen_noise if sharpen else -grown
+        items, users = soft_vectors(count, size, lists, noise, generator, grown > 0.2, rank)
+        begin, end = (recipe.sharpen_from, recipe.steps) if sharpen else (0, min(recipe.steps, recipe.sharpen_from))
+        done = (self.step - begin) / (end - begin)
+        rate = min(1.0, (self.step - begin + 1) / recipe.warmup) * (0.5 + 0.5 * np.cos(np.pi * done))
         for group in self.optimizer.param_groups:
             group["lr"] = float(recipe.lr * max(rate, 0.02))
         with autocast("cpu", "auto"):
@@ -150,7 +163,7 @@ def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: st
     model.save_pretrained(folder)
     skills = {name: measure(model, tokenizer, name, held_out, writer.limit) for name in TEMPLATES}
     card = {
-        "template": template, "max_title_tokens": writer.limit, "parameters": sum(p.numel() for p in model.parameters()),
+        "template": template, "max_title_tokens": SHOWN, "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": asdict(maker.recipe), "titles": titles, "lists grown to": {n: int(s) for n, s in maker.size.items()},
         "recall, first token, lists of 20 held-out titles": skills,
         "perplexity a token, held-out titles": round(perplexity(model, tokenizer, held_out), 1),
@@ -167,7 +180,7 @@ def main() -> None:
     parser.add_argument("--dataset", help="a dataset whose titles are read (texts only, no interactions)")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--template", default="recall", choices=sorted(TEMPLATES), help="what the card names")
+    parser.add_argument("--template", default="item-first", choices=sorted(TEMPLATES), help="what the card names")
     args = parser.parse_args()
     words = common_words()
     titles = sorted({clean_title(t, 80) for t in datasets.load(args.dataset).titles[1:]} - {""}) if args.dataset else []

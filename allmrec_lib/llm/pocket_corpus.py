@@ -44,7 +44,8 @@ class TitleSource:
         if rng.random() < 0.2:
             words.insert(int(rng.integers(len(words) + 1)), str(rng.choice(["-", "&", "The", "of", ":", "and"])))
         if rng.random() < 0.3:
-            words.append(str(rng.choice([f"({rng.integers(1900, 2026)})", str(rng.integers(1, 500)), f"{rng.integers(1, 20)} oz"])))
+            ends = [f"({rng.integers(1900, 2026)})", str(rng.integers(1, 500)), f"{rng.integers(1, 20)} oz"]
+            words.append(str(rng.choice(ends)))
         return " ".join(words)
 
     def one(self) -> str:
@@ -147,10 +148,11 @@ class Writer:
         rows = [self._one(template, size, past, told, draw, again, who) for _ in range(batch)]
         width = max(len(row.ids) for row in rows)
         blank = torch.full((batch, width), -100)
-        out = Lists(torch.zeros(batch, width, dtype=torch.long), blank, blank.clone(),
-                    *(torch.tensor([getattr(row, name) for row in rows]) for name in ("target", "by_user")),
-                    torch.nn.utils.rnn.pad_sequence([torch.tensor(row.near, dtype=torch.long) for row in rows], True),
-                    *(torch.tensor([getattr(row, name) for row in rows], dtype=torch.long) for name in ("first", "again")))  # fmt: skip
+        near = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.near, dtype=torch.long) for row in rows], batch_first=True)
+        target, by_user, first = (torch.tensor([getattr(row, name) for row in rows]) for name in ("target", "by_user", "first"))
+        asked_again = torch.tensor([row.again for row in rows], dtype=torch.long)
+        ids = torch.zeros(batch, width, dtype=torch.long)
+        out = Lists(ids, blank, blank.clone(), target, by_user, near, first, asked_again)
         for number, row in enumerate(rows):
             out.ids[number, : len(row.ids)] = torch.tensor(row.ids)
             wanted = torch.tensor(row.ids[row.first + 1 :])
@@ -171,11 +173,9 @@ class Writer:
         target = int(rng.integers(1, size + 1))
         by_user, near = self._tellers(told if shape is not TEXT_ONLY else 0.0, history, who)
         near = [size + place for place in near]
-        if near and rng.random() < 0.2:  # the target itself, met before
+        repeated = bool(near) and rng.random() < 0.2  # the target itself was met before
+        if repeated:
             past[near.pop() - size - 1] = candidates[target - 1]
-            repeated = True
-        else:
-            repeated = False
         words = list(DOMAINS.values())[rng.integers(len(DOMAINS))]
         ids, hints = self._render(recommendation_prompt(shape, words, past, candidates), ids_of)
         first = len(ids) - 1
@@ -229,14 +229,21 @@ class Writer:
 
 
 def soft_vectors(count: int, dim: int, lists: Lists, noise: float, generator: torch.Generator,
-                 varied: bool = True) -> tuple[Tensor, Tensor]:  # fmt: skip
+                 varied: bool = True, rank: int | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Random item vectors (B, count, dim) at unit spread and the users' (B, dim).
 
     Who tells (the user, entries of the history) has the target's vector plus noise; everything else is unrelated.
     ``varied``: a third independent, a third in a random subspace of 16 to 50 dimensions, a third around shared centres,
     with varied norms: trained embeddings look like that. ``noise`` in units of the spread (-n: uniform in 0..n, drawn for
-    each teller). (NEFTune's idea, Jain et al. 2023.)
+    each teller). (NEFTune's idea, Jain et al. 2023.) With ``rank`` all vectors and the noise lie in one random subspace of
+    so many dimensions, as projected embeddings do: then every dimension must be compared to find the most similar.
     """
+    if rank is not None:
+        items, users = soft_vectors(count, rank, lists, noise, generator, varied=False)
+        basis = torch.randn(rank, dim, generator=generator) / rank**0.5
+        shared = torch.rand(len(items), 1, 1, generator=generator) * torch.randn(len(items), 1, dim, generator=generator)
+        sizes = (0.2 * torch.randn(len(items), count, 1, generator=generator)).exp()
+        return (items @ basis + shared * (torch.rand(1, generator=generator) < 0.5)) * sizes, users @ basis
 
     batch, target = len(lists.ids), lists.target
 

@@ -99,9 +99,7 @@ def embed(backbone: Backbone, ids: Tensor, users: Tensor | None, items: Tensor |
             if bool(slots.any()):
                 raise ValueError("the prompt holds a slot for which no vectors were given; use the text-only template")
             continue
-        if vectors is items:
-            vectors = F.embedding(slot_items(ids)[1], vectors)
-        else:
-            vectors = vectors[slots.nonzero()[:, 0]]
+        place = slot_items(ids)[1] if vectors is items else slots.nonzero()[:, 0]
+        vectors = F.embedding(place, vectors)
         out = out.masked_scatter(slots.unsqueeze(-1), vectors.to(out.dtype))
     return out
