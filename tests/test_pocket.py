@@ -13,7 +13,7 @@ import torch
 
 from allmrec_lib import datasets
 from allmrec_lib.llm.backbone import load_backbone
-from allmrec_lib.llm.pocket import Maker, Recipe, save
+from allmrec_lib.llm.pocket import SHOWN, Maker, Recipe, save
 from allmrec_lib.llm.pocket_corpus import TELLERS, TitleSource, Writer, common_words, soft_vectors, train_tokenizer
 from allmrec_lib.llm.pocket_model import build_model
 from allmrec_lib.llm.pocket_skills import drawn_from, perplexity, recall
@@ -111,4 +111,4 @@ def test_making_it_twice_gives_the_same(tmp_path):
     held = [f"{a} {b}" for a in words[:8] for b in words[100:108]]
     save(maker, tokenizer, held, "recall", "invented titles only", tmp_path / "a")
     loaded = load_backbone(str(tmp_path / "a"))
-    assert loaded.template.name == "recall" and loaded.title_tokens == maker.writer.limit
+    assert loaded.template.name == "recall" and loaded.title_tokens == SHOWN

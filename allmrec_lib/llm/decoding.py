@@ -58,34 +58,43 @@ def score(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tensor) ->
     ``answers`` (B, C, A) token ids padded with 0, ``sizes`` (B, C) their lengths. The candidates lie side by side in one
     pass over the prompt's cache; a candidate's tokens see the prompt and their own beginning only.
     """
-    rows, count, longest = answers.shape
     answers, sizes = answers.to(backbone.device), sizes.to(backbone.device)
     first = prefix.log_probs.gather(1, answers[:, :, 0])
-    if longest == 1:
+    read = torch.arange(answers.shape[2] - 1, device=sizes.device) < sizes[:, :, None] - 1  # the last needs no successor
+    if not bool(read.any()):
         return first
-    steps = longest - 1  # the last token needs no successor
-    flat = answers[:, :, :-1].reshape(rows, count * steps)
-    owner = torch.arange(count, device=flat.device).repeat_interleave(steps)
-    depth = torch.arange(steps, device=flat.device).repeat(count)
-    own = (owner[:, None] == owner) & (depth[:, None] >= depth)
-    prompt = _visible(prefix)[:, None, :].expand(-1, len(owner), -1)
-    allowed = torch.cat([prompt, own.expand(rows, -1, -1)], dim=-1)
-    dtype = backbone.embedding.weight.dtype
+    token, owner, depth = _side_by_side(answers[:, :, :-1], read)
+    own = (owner[:, :, None] == owner[:, None, :]) & (depth[:, :, None] >= depth[:, None, :])
+    prompt = _visible(prefix)[:, None, :].expand(-1, owner.shape[1], -1)
     hidden = backbone.hidden(
-        backbone.embedding(flat), cache=prefix.cache, use_cache=True,
-        attention_mask=_mask(allowed, dtype), position_ids=prefix.lengths[:, None] + depth,
+        backbone.embedding(token), cache=prefix.cache, use_cache=True,
+        attention_mask=_mask(torch.cat([prompt, own], dim=-1), backbone.embedding.weight.dtype),
+        position_ids=prefix.lengths[:, None] + depth,
     )  # fmt: skip
-    prefix.cache.crop(-flat.shape[1])
-    hidden = hidden.reshape(rows, count, steps, -1)
-    follows = torch.arange(1, longest, device=flat.device) < sizes[:, :, None]
-    later = torch.zeros(follows.shape, device=flat.device)
-    wanted = answers[:, :, 1:][follows]
+    prefix.cache.crop(-token.shape[1])
+    wanted = answers[:, :, 1:][read]
     picked = [
         part.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        for part, token in zip(_logit_chunks(backbone, hidden[follows]), wanted.split(4096), strict=True)
+        for part, token in zip(_logit_chunks(backbone, hidden[owner >= 0]), wanted.split(4096), strict=True)
     ]
-    later[follows] = torch.cat(picked)
+    later = torch.zeros(read.shape, device=first.device)
+    later[read] = torch.cat(picked)
     return first + later.sum(-1)
+
+
+def _side_by_side(tokens: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens (B, C, A) that are ``read``, a row's candidates one after another without gaps, padded to (B, Q).
+
+    Returns tokens, the candidate each belongs to (-1: padding) and its place in that candidate's answer.
+    """
+    width = read.flatten(1).sum(1).max()
+    place = torch.arange(int(width), device=read.device) < read.flatten(1).sum(1)[:, None]
+    owner = torch.arange(read.shape[1], device=read.device)[None, :, None].expand_as(read)
+    depth = torch.arange(read.shape[2], device=read.device).expand_as(read)
+    return tuple(
+        torch.full(place.shape, fill, device=read.device).masked_scatter(place, values[read])
+        for values, fill in ((tokens, 0), (owner, -1), (depth, 0))
+    )
 
 
 def _logit_chunks(backbone: Backbone, hidden: Tensor):

@@ -34,12 +34,7 @@ SHOWN = 5  # tokens of a title that a prompt shows at least: the small LLM reads
 class Recipe:
     """The mixture of documents and the length of training."""
 
-    steps: int = 5500
-    sharpen_from: int = 3500  # from here on: one template, low-dimensional vectors, noise of up to ``sharpen_noise``
-    sharpen_noise: float = 1.6
-    sharpen_templates: dict[str, float] = field(
-        default_factory=lambda: {"item-first": 0.75, "recall": 0.05, "text": 0.15, "text-only": 0.05}
-    )
+    steps: int = 3500
     batch_tokens: int = 3000
     lr: float = 6e-4
     warmup: int = 100
@@ -77,19 +72,13 @@ class Maker:
         rng = np.random.default_rng([recipe.seed, self.step])
         self.writer.rng = self.writer.titles.rng = rng
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        sharpen = self.step >= recipe.sharpen_from
-        templates = recipe.sharpen_templates if sharpen else recipe.templates
-        names, weights = list(templates), np.array(list(templates.values()))
+        names, weights = list(recipe.templates), np.array(list(recipe.templates.values()))
         name = names[rng.choice(len(names), p=weights / weights.sum())]
         lists = self._lists(name, rng)
         count = max(1, int(-lists.ids.min()) - 1)
         grown = min(1.0, (self.size[name] - 3) / 10)  # noise comes when the first lists are mastered
-        size, rank = self.model.config.hidden_size, int(rng.integers(8, 65)) if sharpen else None
-        noise = -recipe.sharpen_noise if sharpen else -grown
-        items, users = soft_vectors(count, size, lists, noise, generator, grown > 0.2, rank)
-        begin, end = (recipe.sharpen_from, recipe.steps) if sharpen else (0, min(recipe.steps, recipe.sharpen_from))
-        done = (self.step - begin) / (end - begin)
-        rate = min(1.0, (self.step - begin + 1) / recipe.warmup) * (0.5 + 0.5 * np.cos(np.pi * done))
+        items, users = soft_vectors(count, self.model.config.hidden_size, lists, -grown, generator, varied=grown > 0.2)
+        rate = min(1.0, (self.step + 1) / recipe.warmup) * (0.5 + 0.5 * np.cos(np.pi * self.step / recipe.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = float(recipe.lr * max(rate, 0.02))
         with autocast("cpu", "auto"):

@@ -229,22 +229,14 @@ class Writer:
 
 
 def soft_vectors(count: int, dim: int, lists: Lists, noise: float, generator: torch.Generator,
-                 varied: bool = True, rank: int | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+                 varied: bool = True) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Random item vectors (B, count, dim) at unit spread and the users' (B, dim).
 
     Who tells (the user, entries of the history) has the target's vector plus noise; everything else is unrelated.
     ``varied``: a third independent, a third in a random subspace of 16 to 50 dimensions, a third around shared centres,
     with varied norms: trained embeddings look like that. ``noise`` in units of the spread (-n: uniform in 0..n, drawn for
-    each teller). (NEFTune's idea, Jain et al. 2023.) With ``rank`` all vectors and the noise lie in one random subspace of
-    so many dimensions, as projected embeddings do: then every dimension must be compared to find the most similar.
+    each teller). (NEFTune's idea, Jain et al. 2023.)
     """
-    if rank is not None:
-        items, users = soft_vectors(count, rank, lists, noise, generator, varied=False)
-        basis = torch.randn(rank, dim, generator=generator) / rank**0.5
-        shared = torch.rand(len(items), 1, 1, generator=generator) * torch.randn(len(items), 1, dim, generator=generator)
-        sizes = (0.2 * torch.randn(len(items), count, 1, generator=generator)).exp()
-        return (items @ basis + shared * (torch.rand(1, generator=generator) < 0.5)) * sizes, users @ basis
-
     batch, target = len(lists.ids), lists.target
 
     def normal(*shape: int) -> Tensor:
