@@ -125,8 +125,8 @@ class Experiment:
     @cached_property
     def _llm_mark(self) -> str:
         card = self.backbone.model.config.to_json_string(use_diff=True)
-        first = next(self.backbone.model.parameters()).detach().float()
-        return f"{self.backbone.template.name} {hash_text(card)} {float(first.sum()):.4f}"
+        weights = next(self.backbone.model.parameters()).detach().float().cpu().numpy().tobytes()
+        return f"{self.backbone.template.name} {hash_text(card)} {hashlib.sha256(weights).hexdigest()[:12]}"
 
     @cached_property
     def sasrec_folder(self) -> Path:
