@@ -66,19 +66,25 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int,
     if token_dim < wide:
         raise ValueError(f"stage2.projection = skip needs token embeddings of at least {wide} dimensions, the LLM has "
                          f"{token_dim}; use stage2.projection = mlp")  # fmt: skip
-    basis = torch.linalg.qr(torch.randn(token_dim, token_dim))[0] * token_dim**0.5
+    basis = torch.linalg.qr(torch.randn(token_dim, token_dim, dtype=torch.float64))[0] * token_dim**0.5
+    latent, embeddings, x = latent.double(), embeddings.double(), x.double()  # so that two runs agree in every digit
     solution = torch.linalg.lstsq(F.pad(latent, (0, 1), value=1.0), embeddings).solution
     guess, centre = solution[:-1], latent.mean(dim=0)
     centred = (latent - centre) @ guess
     (_, sx, vx), (_, se, ve) = (torch.linalg.svd(t / len(t) ** 0.5, full_matrices=False) for t in (x, centred))
     p, root, q = torch.linalg.svd((sx[:, None] * vx) @ (se[:, None] * ve).T)
-    floor = torch.finfo(x.dtype).eps ** 0.5  # directions that no item uses
-    user = vx.T @ (p * root**0.5 / sx.clamp(min=floor * sx[0])[:, None])
-    item = ve.T @ (q.T * root**0.5 / se.clamp(min=floor * se[0])[:, None])
+    root = root.where(root > 1e-6 * root[0], 0.0) ** 0.5  # directions that no user or no item uses
+    user = vx.T @ (p * root * _inverse(sx)[:, None])
+    item = ve.T @ (q.T * root * _inverse(se)[:, None])
     user, item = user / (x @ user).norm(dim=1).mean(), guess @ item / (centred @ item).norm(dim=1).mean()
     alike = likeness * basis[:, d:wide].T / (latent - centre).norm(dim=1).mean()
     item = (item @ basis[:, :d].T + alike) / (1 + likeness**2) ** 0.5
     return {"user": ((user @ basis[:, :d].T).T, torch.zeros(token_dim)), "item": (item.T, -centre @ item)}
+
+
+def _inverse(singular: Tensor) -> Tensor:
+    """1 / s, and 0 for what is 0 but for rounding."""
+    return torch.where(singular > 1e-6 * singular[0], 1.0 / singular, 0.0)
 
 
 def projections(config: Stage2Config, latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, spread: float,

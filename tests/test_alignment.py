@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 
 from allmrec_lib.alignment import Alignment, AlignmentTask, JointEmbeddings, joint_embeddings, losses, train_alignment
 from allmrec_lib.config import SASRecConfig, Stage1Config
 from allmrec_lib.recommenders.sasrec import SASRec
-from allmrec_lib.text import TextEncoder
+from allmrec_lib.text import TextEncoder, encoder_path
 
 CONFIG = Stage1Config(train_layers=1, max_text_tokens=12, epochs=3, dim=16, lr=5e-3, encoder_lr=1e-4, batch_size=8)
 TEXTS = ["", *[f"Title: {colour} {thing}" for colour in ("Red", "Blue", "Old", "New", "Big", "Tin")
@@ -58,15 +59,9 @@ def test_texts_are_encoded_once_and_their_order_does_not_matter(text):
     items = torch.tensor([7, 3, 55, 12])
     assert torch.allclose(text(items).detach(), whole[items], atol=1e-5)
     assert whole.shape == (61, 384)
-    reference = text.model.encode(TEXTS[1:4], convert_to_tensor=True, show_progress_bar=False)
+    untouched = SentenceTransformer(encoder_path("all-MiniLM-L6-v2"), device="cpu")
+    reference = untouched.encode(TEXTS[1:4], convert_to_tensor=True, show_progress_bar=False)
     assert torch.allclose(whole[1:4], reference.cpu(), atol=1e-5)
-
-
-@pytest.mark.parametrize(("layers", "some"), [(0, 0), (2, 2), (None, 6)])
-def test_only_the_top_layers_learn(layers, some):
-    encoder = TextEncoder("all-MiniLM-L6-v2", TEXTS[:5], 12, train_layers=layers)
-    learning = [all(p.requires_grad for p in layer.parameters()) for layer in encoder._layers()]
-    assert sum(learning) == some and learning == sorted(learning)
 
 
 def test_the_cf_model_is_not_touched_and_everything_else_learns(sequences, cf):
@@ -76,7 +71,7 @@ def test_the_cf_model_is_not_touched_and_everything_else_learns(sequences, cf):
     model, history = train_alignment(cf, encoder, sequences, CONFIG, 10, seed=1)
     assert all(torch.equal(before[name], value) for name, value in cf.state_dict().items())
     moved = {name for name, p in encoder.named_parameters() if not torch.equal(p, start[name])}
-    assert moved and all(".layer.5." in name for name in moved)
+    assert moved and all(".layer.0." in name for name in moved)  # the only layer left
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
     joint = joint_embeddings(model, cf)
     assert joint.e.shape == joint.q.shape == (61, 16) and joint.decoded.shape == joint.decoded_q.shape == (61, 8)

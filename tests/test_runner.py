@@ -57,7 +57,7 @@ def test_a_failure_names_the_cell_and_leaves_what_was_there(chapter, home):
     runner.run_chapter("1", **PARAMETERS)
     before = chapter.read_bytes()
     write(home, "01_one.ipynb", "x = 1", "raise ValueError('no such item')")
-    with pytest.raises(runner.ChapterError, match="01_one, cell 3: ValueError: no such item"):
+    with pytest.raises(runner.ChapterError, match="01_one, cell 4: ValueError: no such item"):
         runner.run_chapter("1", **PARAMETERS)
     assert chapter.read_bytes() == before and chapter.with_name("01_one.failed.ipynb").exists()
 
