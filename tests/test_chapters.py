@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb"))
-COPIES = sorted((ROOT / "book" / "executed").glob("*/*.ipynb"))
+COPIES = sorted((ROOT / "book" / "executed").glob("*/[0-9]*.ipynb"))
 PARAMETERS = ["dataset", "profile", "seed", "llm", "device"]
 
 
