@@ -67,7 +67,7 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int,
         raise ValueError(f"stage2.projection = skip needs token embeddings of at least {wide} dimensions, the LLM has "
                          f"{token_dim}; use stage2.projection = mlp")  # fmt: skip
     basis = torch.linalg.qr(torch.randn(token_dim, token_dim, dtype=torch.float64))[0] * token_dim**0.5
-    latent, embeddings, x = latent.double(), embeddings.double(), x.double()  # so that two runs agree in every digit
+    latent, embeddings, x = latent.double(), embeddings.double(), x.double()  # single precision turns directions of like size differently from run to run
     solution = torch.linalg.lstsq(F.pad(latent, (0, 1), value=1.0), embeddings).solution
     guess, centre = solution[:-1], latent.mean(dim=0)
     centred = (latent - centre) @ guess

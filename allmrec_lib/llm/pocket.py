@@ -1,6 +1,6 @@
 """How the small LLM that ships with the book is made: ``python -m allmrec_lib.llm.pocket --out data/pocket_llm``.
 
-A GPT-NeoX of about 2.5 M parameters (Black et al. 2022; three quarters of each head's dimensions carry no position, so
+A GPT-NeoX of about 3 M parameters (Black et al. 2022; three quarters of each head's dimensions carry no position, so
 that a vector can be found again at any distance). It learns two things from text alone: catalogue text, and to answer
 "which entry of this list goes with this vector" (associative recall). Large LLMs bring that skill; without it soft
 tokens cannot steer a model, however long Stage 2 trains.
