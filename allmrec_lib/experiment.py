@@ -22,10 +22,11 @@ from torch import Tensor
 
 from . import datasets, metrics
 from .alignment import JointEmbeddings, joint_embeddings, represent, train_alignment
-from .allmrec import ALLMRec, projections, train_stage2
+from .allmrec import ALLMRec, train_stage2
 from .config import Profile, load_profile
 from .llm.backbone import Backbone, load_backbone
 from .llm.soft_tokens import PromptEncoder
+from .projections import projections
 from .recommenders.base import aligned, score_rows
 from .recommenders.popularity import Popularity, RepeatPopularity
 from .recommenders.sasrec import SASRec, train_sasrec
@@ -39,7 +40,8 @@ CODE = {
     "candidates": ("sequences",),
     "sasrec": ("sequences", "training", "metrics", "recommenders.sasrec", "recommenders.base"),
     "stage1": ("sequences", "training", "text", "alignment"),
-    "stage2": ("sequences", "training", "allmrec", "llm.prompts", "llm.soft_tokens", "llm.backbone", "llm.decoding"),
+    "stage2": ("sequences", "training", "projections", "allmrec", "llm.prompts", "llm.soft_tokens", "llm.backbone",
+               "llm.decoding"),  # fmt: skip
 }
 
 
@@ -183,9 +185,8 @@ class Experiment:
     def untrained(self) -> ALLMRec:
         """A-LLMRec before Stage 2: its projections as they start."""
         settings, train_x = self.profile.stage2, self.x(self.train_rows)
-        spread, size = self.backbone.spread, self.backbone.embedding.embedding_dim
         latent = self.joint.carried(settings.joint, torch.from_numpy(self.sequences.train_counts()))
-        heads = projections(settings, latent, self.sasrec.item_embeddings().cpu(), train_x, size, spread, self.seed)
+        heads = projections(settings, latent, self.sasrec.item_embeddings().cpu(), train_x, self.backbone, self.seed)
         return ALLMRec(self.backbone, self.prompts, latent, heads, settings.history)
 
     @cached_property
@@ -216,10 +217,10 @@ class Experiment:
 
     # -- scores on the test rows ---------------------------------------------------------------------------------------
 
-    def scores(self, model: str, mode: str = "score") -> np.ndarray:
+    def scores(self, model: str, mode: str = "constrained") -> np.ndarray:
         """Scores (N, 20) on the stored test candidates, positive in column 0; made once and kept.
 
-        ``model`` is a name of the paper's tables; ``mode`` how an LLM answers (score, trie, free).
+        ``model`` is a name of the paper's tables; ``mode`` how an LLM answers (constrained, score, trie, free).
         """
         if model in VARIANTS:
             return self.variant(model).scores("A-LLMRec", mode)

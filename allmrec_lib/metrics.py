@@ -90,7 +90,7 @@ def paired(a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0) -> Co
     interval = bootstrap(difference, seed=seed)
     moving = difference[difference != 0]
     rng = np.random.default_rng(seed)
-    observed, extreme = abs(difference.sum()), 1
+    observed, extreme = abs(difference.sum()), 1  # the observed one
     for _ in range(draws):
-        extreme += abs((moving * rng.choice((-1.0, 1.0), len(moving))).sum()) >= observed - 1e-9
+        extreme += bool(abs((moving * rng.choice((-1.0, 1.0), len(moving))).sum()) >= observed - 1e-9)
     return Comparison(interval.value, interval.low, interval.high, extreme / (draws + 1))

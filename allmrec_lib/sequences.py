@@ -179,7 +179,13 @@ def candidate_sets(
             f"user {short[0]} interacted with {owners[short[0]]} of {sequences.n_items} items, which leaves fewer than "
             f"{n_negatives} negatives; lower data.negatives or drop the user"
         )
-    drawn = rng.integers(1, sequences.n_items + 1, (len(users), n_negatives))
+    return with_negatives(sequences, rows, n_negatives, rng, np.arange(1, sequences.n_items + 1))
+
+
+def with_negatives(sequences: Sequences, rows: Rows, count: int, rng: np.random.Generator, pool: np.ndarray) -> Candidates:
+    """The rows' targets, each with ``count`` different items of ``pool`` that the user never interacted with."""
+    users = rows.users.numpy()
+    drawn = rng.choice(pool, (len(users), count))
     while True:
         wrong = sequences.interacted(users[:, None], drawn)
         order = np.argsort(drawn, axis=1, kind="stable")
@@ -188,7 +194,7 @@ def candidate_sets(
         np.put_along_axis(wrong, order, again | np.take_along_axis(wrong, order, axis=1), axis=1)
         if not wrong.any():
             break
-        drawn[wrong] = rng.integers(1, sequences.n_items + 1, int(wrong.sum()))
+        drawn[wrong] = rng.choice(pool, int(wrong.sum()))
     items = np.concatenate([rows.targets.numpy()[:, None], drawn], axis=1)
-    order = rng.permuted(np.tile(np.arange(n_negatives + 1), (len(users), 1)), axis=1)
+    order = rng.permuted(np.tile(np.arange(count + 1), (len(users), 1)), axis=1)
     return Candidates(rows.users, torch.from_numpy(items), torch.from_numpy(order))

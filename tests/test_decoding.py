@@ -1,4 +1,4 @@
-"""Prompts, soft tokens and the three ways to answer, on four families of LLMs with random weights."""
+"""Prompts, soft tokens and the ways to answer, on four families of LLMs with random weights."""
 
 from __future__ import annotations
 
@@ -117,6 +117,26 @@ def test_scores_equal_the_slow_way(backbone, prompts, read):
 
 
 @torch.inference_mode()
+def test_constrained_scores_equal_the_slow_way(backbone, prompts, read):
+    """Token by token: the probability of each among the tokens with which some candidate goes on."""
+    make, batch, embeds = read
+    fast = decoding.constrained(backbone, make(), *answers_of(prompts)).double().exp()
+    for row in range(len(CANDIDATES)):
+        answers = [tuple(prompts.answer(i)) for i in CANDIDATES[row].tolist()]
+        for column, answer in enumerate(answers):
+            expected = 1.0
+            for step in range(len(answer)):
+                written = torch.tensor(answer[:step], dtype=torch.long)
+                given = torch.cat([embeds[row, : batch.lengths[row]], backbone.embedding(written)])
+                chances = backbone.model(inputs_embeds=given[None]).logits[0, -1].softmax(-1)
+                allowed = sorted({a[step] for a in answers if a[:step] == answer[:step] and len(a) > step})
+                expected *= float(chances[answer[step]] / chances[allowed].sum())
+            assert float(fast[row, column]) == pytest.approx(expected, rel=1e-4)
+        distinct = [answers.index(a) for a in set(answers)]
+        assert float(fast[row, distinct].sum()) == pytest.approx(1.0, rel=1e-4)
+
+
+@torch.inference_mode()
 def slow_trie(backbone, prompts, prompt, items):
     """Constrained greedy decoding of one row to the end, the whole input again for each token."""
     answers = [prompts.answer(i) for i in items]
@@ -192,8 +212,11 @@ def test_the_card_names_template_and_title_length(tmp_path):
     tiny_model("opt").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     assert load_backbone(str(tmp_path)).template.name == "paper"
-    (tmp_path / "card.json").write_text(json.dumps({"template": "recall", "max_title_tokens": 2}))
+    assert load_backbone(str(tmp_path)).reads is None
+    reads = {"user": [0, 4], "item": [4, 7], "constant": 7}
+    (tmp_path / "card.json").write_text(json.dumps({"template": "recall", "max_title_tokens": 2, "reads": reads}))
     backbone = load_backbone(str(tmp_path))
+    assert (backbone.reads.user, backbone.reads.item, backbone.reads.constant) == (slice(0, 4), slice(4, 7), 7)
     assert (backbone.template.name, backbone.title_tokens) == ("recall", 2)
     assert load_backbone(str(tmp_path), template="text-only").template is TEXT_ONLY
     assert max(len(t) for t in PromptEncoder(backbone, TITLES, DOMAINS["movie"]).title_ids) < 9

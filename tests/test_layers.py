@@ -9,8 +9,8 @@ import allmrec_lib
 
 ORDER = [
     "store", "llm.prompts", "config", "metrics", "datasets", "sequences", "training", "recommenders", "text", "alignment",
-    "llm.backbone", "llm.soft_tokens", "llm.decoding", "llm.pocket_corpus", "llm.pocket_model", "llm.pocket_skills",
-    "llm.pocket", "allmrec", "results", "experiment", "report", "runner",
+    "llm.backbone", "llm.soft_tokens", "llm.decoding", "llm.pocket_model", "llm.pocket_corpus", "llm.pocket_skills",
+    "llm.pocket", "projections", "allmrec", "results", "experiment", "report", "runner",
 ]  # fmt: skip
 FOLDER = Path(allmrec_lib.__file__).parent
 NOTEBOOKS = {"papermill", "nbformat", "IPython", "jupyter_book", "myst_nb"}

@@ -16,6 +16,23 @@ from .prompts import TEMPLATES, TEXT_ONLY, Template
 POCKET = "pocket"
 
 
+@dataclass(frozen=True)
+class Reads:
+    """Which of a token embedding's dimensions an LLM compares: ``user`` those of users with items, ``item`` those of items
+    among themselves; ``constant`` is one that every soft token has and no word."""
+
+    user: slice
+    item: slice
+    constant: int
+
+    @classmethod
+    def of(cls, card: dict) -> Reads | None:
+        """From a card's "reads", {"user": [first, end], "item": [first, end], "constant": n}; None: it has none."""
+        if "reads" not in card:
+            return None
+        return cls(slice(*card["reads"]["user"]), slice(*card["reads"]["item"]), card["reads"]["constant"])
+
+
 @dataclass
 class Backbone:
     """A causal LM whose weights never change.
@@ -30,6 +47,7 @@ class Backbone:
     template: Template
     title_tokens: int | None
     precision: str = "fp32"
+    reads: Reads | None = None
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -92,4 +110,4 @@ def load_backbone(name: str = POCKET, device: str = "cpu", dtype: torch.dtype | 
     card = json.loads(card_path.read_text()) if card_path.exists() else {}
     known = TEMPLATES | {TEXT_ONLY.name: TEXT_ONLY}
     chosen = known[template or card.get("template", "paper")]
-    return Backbone(name, model.to(device), tokenizer, chosen, card.get("max_title_tokens"), precision)
+    return Backbone(name, model.to(device), tokenizer, chosen, card.get("max_title_tokens"), precision, Reads.of(card))

@@ -1,6 +1,7 @@
-"""Answers from a frozen LLM: *trie* (greedy among the candidates' titles), *score* (likelihood of each), *free*.
+"""Answers from a frozen LLM: *trie* (greedy among the candidates' titles), *constrained*
+(the probability of each when nothing else can be written), *score* (likelihood of each), *free*.
 
-All three compute the prompt's key-value cache once. Prompts are padded on the right, which a causal model cannot see
+All compute the prompt's key-value cache once. Prompts are padded on the right, which a causal model cannot see
 from the left: the prompt pass needs no mask; later passes hide the padding and count positions from the true length.
 """
 
@@ -55,14 +56,46 @@ def _visible(prefix: Prefix) -> Tensor:
 def score(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tensor) -> Tensor:
     """Log-likelihood of every candidate's answer given the prompt: a full ranking. (B, C).
 
-    ``answers`` (B, C, A) token ids padded with 0, ``sizes`` (B, C) their lengths. The candidates lie side by side in one
-    pass over the prompt's cache; a candidate's tokens see the prompt and their own beginning only.
+    ``answers`` (B, C, A) token ids padded with 0, ``sizes`` (B, C) their lengths.
+    """
+    return token_log_probs(backbone, prefix, answers, sizes).sum(-1)
+
+
+@torch.inference_mode()
+def constrained(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tensor) -> Tensor:
+    """Log-probability of every candidate when only candidates can be written: a full ranking. (B, C).
+
+    What :func:`trie` decodes greedily: at each token the probability is shared among the tokens with which some candidate
+    goes on. A token that no other candidate could have instead is certain, so that how well the LLM copies the rest of a
+    title does not count, only which title it picks. A row's candidates with different titles sum to 1. Same arguments
+    and the same cost as :func:`score`.
+    """
+    each = token_log_probs(backbone, prefix, answers, sizes)
+    return among_candidates(each, answers.to(each.device), sizes.to(each.device)).sum(-1)
+
+
+def among_candidates(each: Tensor, answers: Tensor, sizes: Tensor) -> Tensor:
+    """Log-probabilities (B, C, A) of the answers' tokens, shared out among the tokens that continue some candidate."""
+    real = torch.arange(answers.shape[2], device=answers.device) < sizes[:, :, None]
+    tokens = answers.masked_fill(~real, -1)
+    equal = (tokens[:, :, None] == tokens[:, None]).long().cumprod(-1).bool()  # (B, C, C, A): alike up to and with a token
+    before = torch.cat([torch.ones_like(equal[..., :1]), equal[..., :-1]], dim=-1) & real[:, None]
+    times = equal.sum(2)  # how many candidates go on with the same token: it counts once
+    reach = (each - times.clamp(min=1).log())[:, None].expand(-1, each.shape[1], -1, -1)
+    return (each - reach.masked_fill(~before, -torch.inf).logsumexp(2)).masked_fill(~real, 0.0)
+
+
+def token_log_probs(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tensor) -> Tensor:
+    """Log-probability of every token of every candidate's answer, 0 behind its end. (B, C, A).
+
+    The candidates lie side by side in one pass over the prompt's cache; a candidate's tokens see the prompt and their own
+    beginning only.
     """
     answers, sizes = answers.to(backbone.device), sizes.to(backbone.device)
     first = prefix.log_probs.gather(1, answers[:, :, 0])
     read = torch.arange(answers.shape[2] - 1, device=sizes.device) < sizes[:, :, None] - 1  # the last needs no successor
     if not bool(read.any()):
-        return first
+        return first.unsqueeze(-1)
     token, owner, depth = _side_by_side(answers[:, :, :-1], read)
     own = (owner[:, :, None] == owner[:, None, :]) & (depth[:, :, None] >= depth[:, None, :])
     prompt = _visible(prefix)[:, None, :].expand(-1, owner.shape[1], -1)
@@ -79,7 +112,7 @@ def score(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tensor) ->
     ]
     later = torch.zeros(read.shape, device=first.device)
     later[read] = torch.cat(picked)
-    return first + later.sum(-1)
+    return torch.cat([first.unsqueeze(-1), later], dim=-1)
 
 
 def _side_by_side(tokens: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """How the small LLM that ships with the book is made: ``python -m allmrec_lib.llm.pocket --out data/pocket_llm``.
 
-A GPT-NeoX of about 3 M parameters (Black et al. 2022; three quarters of each head's dimensions carry no position, so
-that a vector can be found again at any distance). It learns two things from text alone: catalogue text, and to answer
-"which entry of this list goes with this vector" (associative recall). Large LLMs bring that skill; without it soft
-tokens cannot steer a model, however long Stage 2 trains.
+A Nemotron of about 5 M parameters (heads wider than usual, most of whose dimensions carry no position, so that a vector
+can be found again at any distance). It learns two things from text alone: catalogue text, and to answer "which entry of
+this list goes with this vector" (associative recall). Large LLMs bring that skill; without it soft tokens cannot steer a
+model, however long Stage 2 trains. ``pocket_model`` has the circuit that it starts from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .. import datasets
 from ..config import quiet
 from ..training import autocast
 from .pocket_corpus import START, Lists, TitleSource, Writer, common_words, soft_vectors, train_tokenizer
-from .pocket_model import build_model
+from .pocket_model import READS, build_model, written_parts
 from .pocket_skills import answer_logits, embed_lists, measure, perplexity
 from .prompts import TEMPLATES, clean_title
 
@@ -32,19 +32,24 @@ SHOWN = 5  # tokens of a title that a prompt shows at least: the small LLM reads
 
 @dataclass(frozen=True)
 class Recipe:
-    """The mixture of documents and the length of training."""
+    """The mixture of documents and the length of training.
 
-    steps: int = 3500
+    ``written_share``: how far the weights of the circuit move, of the others' way: at full speed the first noisy gradients
+    would blur what it compares by.
+    """
+
+    steps: int = 1600
     batch_tokens: int = 3000
-    lr: float = 6e-4
+    lr: float = 5e-4
     warmup: int = 100
     templates: dict[str, float] = field(
-        default_factory=lambda: {"recall": 0.6, "item-first": 0.2, "text": 0.15, "text-only": 0.05}
+        default_factory=lambda: {"item-first": 0.5, "paper": 0.2, "text": 0.25, "text-only": 0.05}
     )
     hint_weight: float = 1.0
     largest: int = 22
     history: int = 10
-    grow_at: float = 0.85
+    written_share: float = 0.1
+    grow_at: float = 0.5
     seed: int = 0
 
 
@@ -53,9 +58,10 @@ class Maker:
 
     def __init__(self, model, writer: Writer, recipe: Recipe):
         self.model, self.writer, self.recipe = model, writer, recipe
-        self.size = {name: 3.0 for name in recipe.templates}
+        self.size = {name: 12.0 for name in recipe.templates}
         self.right = {name: 0.0 for name in recipe.templates}
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
+        self.written = written_parts(model)
         self.step, self.seconds = 0, 0.0
 
     def _lists(self, name: str, rng: np.random.Generator) -> Lists:
@@ -76,8 +82,8 @@ class Maker:
         name = names[rng.choice(len(names), p=weights / weights.sum())]
         lists = self._lists(name, rng)
         count = max(1, int(-lists.ids.min()) - 1)
-        grown = min(1.0, (self.size[name] - 3) / 10)  # noise comes when the first lists are mastered
-        items, users = soft_vectors(count, self.model.config.hidden_size, lists, -grown, generator, varied=grown > 0.2)
+        grown = min(1.5, (self.size[name] - 3) / 5)  # noise comes when the first lists are mastered
+        items, users = soft_vectors(count, lists, -grown, generator)
         rate = min(1.0, (self.step + 1) / recipe.warmup) * (0.5 + 0.5 * np.cos(np.pi * self.step / recipe.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = float(recipe.lr * max(rate, 0.02))
@@ -99,7 +105,11 @@ class Maker:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        before = [part.detach().clone() for part in self.written]
         self.optimizer.step()
+        with torch.no_grad():
+            for part, old in zip(self.written, before, strict=True):
+                part.lerp_(old, 1 - recipe.written_share)
         self._grow(name, lists, logits, wanted, starts[asked])
         self.step += 1
 
@@ -147,19 +157,26 @@ def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: st
     """Weights (safetensors), tokenizer and card into ``folder``."""
     from transformers import PreTrainedTokenizerFast
 
-    model, writer = maker.model.eval(), maker.writer
+    model, writer = maker.model.eval().half(), maker.writer
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START).save_pretrained(folder)
-    model.save_pretrained(folder)
-    skills = {name: measure(model, tokenizer, name, held_out, writer.limit) for name in TEMPLATES}
+    model.save_pretrained(folder)  # in half precision: half the size
+    model.float()
+    skills = {name: measure(model, tokenizer, name, held_out, writer.limit) for name in TEMPLATES if name in maker.recipe.templates}
     card = {
-        "template": template, "max_title_tokens": SHOWN, "parameters": sum(p.numel() for p in model.parameters()),
-        "recipe": asdict(maker.recipe), "titles": titles, "lists grown to": {n: int(s) for n, s in maker.size.items()},
+        "template": template, "max_title_tokens": SHOWN, "reads": READS,
+        "parameters": sum(p.numel() for p in model.parameters()), "recipe": asdict(maker.recipe), "titles": titles,
+        "lists grown to": {n: int(s) for n, s in maker.size.items()},
         "recall, first token, lists of 20 held-out titles": skills,
         "perplexity a token, held-out titles": round(perplexity(model, tokenizer, held_out), 1),
     }  # fmt: skip
     partial = folder / "card.json.partial"
     partial.write_text(json.dumps(card, indent=1) + "\n")
     partial.replace(folder / "card.json")
+
+
+def landmarks(tokenizer) -> list[int]:
+    """The tokens that open an answer, close a title, and stand between history and candidates."""
+    return [tokenizer.encode(f"a{mark}").ids[-1] for mark in (' "', '"', " following")]
 
 
 def main() -> None:
@@ -180,8 +197,7 @@ def main() -> None:
     tokenizer = train_tokenizer(titles, words, args.vocabulary)
     train = [t for i, t in enumerate(titles) if i % 20]
     writer = Writer(tokenizer, TitleSource(words, train, np.random.default_rng(0)))
-    quotes = [tokenizer.encode(f"a{mark}").ids[-1] for mark in ('"', ' "')]
-    maker = Maker(build_model(args.vocabulary, quotes), writer, Recipe(steps=args.steps))
+    maker = Maker(build_model(args.vocabulary, *landmarks(tokenizer)), writer, Recipe(steps=args.steps))
     maker.run(work)
     about = f"{len(train):,} titles of {args.dataset}" if args.dataset else "invented titles only"
     save(maker, tokenizer, titles[::20], args.template, about, args.out)

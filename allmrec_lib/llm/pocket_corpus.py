@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from .pocket_model import DIM, IS_SOFT, ITEM_PART, USER_PART
 from .prompts import ANSWER_END, DOMAINS, TEMPLATES, TEXT_ONLY, Slot, Title, clean_title, recommendation_prompt
 
 START = "<|start|>"
@@ -56,7 +57,7 @@ class TitleSource:
     def several(self, count: int) -> list[str]:
         """Different titles; in one list of three, some begin alike."""
         titles: dict[str, None] = {}
-        family = self.rng.random() < 0.33
+        family = self.rng.random() < 0.5
         stem = " ".join(self.one().split()[: self.rng.integers(1, 4)])
         while len(titles) < count:
             title = self.one()
@@ -144,7 +145,7 @@ class Writer:
         :data:`TELLERS` (None: any). ``titles`` draws other titles.
         """
         draw = titles or self.titles.several
-        past = int(self.rng.integers(0, history + 1))
+        past = history if who else int(self.rng.integers(0, history + 1))
         rows = [self._one(template, size, past, told, draw, again, who) for _ in range(batch)]
         width = max(len(row.ids) for row in rows)
         blank = torch.full((batch, width), -100)
@@ -228,36 +229,52 @@ class Writer:
         return Lists(ids, labels, torch.full_like(ids, -100), zero, zero.bool(), none, zero, none)
 
 
-def soft_vectors(count: int, dim: int, lists: Lists, noise: float, generator: torch.Generator,
+def soft_vectors(count: int, lists: Lists, noise: float, generator: torch.Generator,
                  varied: bool = True) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Random item vectors (B, count, dim) at unit spread and the users' (B, dim).
+    """Random item vectors (B, count, D) of unit spread and the users' (B, D), in the parts that the small LLM reads.
 
-    Who tells (the user, entries of the history) has the target's vector plus noise; everything else is unrelated.
-    ``varied``: a third independent, a third in a random subspace of 16 to 50 dimensions, a third around shared centres,
-    with varied norms: trained embeddings look like that. ``noise`` in units of the spread (-n: uniform in 0..n, drawn for
-    each teller). (NEFTune's idea, Jain et al. 2023.)
+    An item has a part that users are compared with and one that items are compared by; a user has the first only. Who
+    tells (the user, entries of the history) has the target's part plus noise; everything else is unrelated. ``varied``:
+    few directions hold most of the variance, as in trained embeddings (4 to 63 directions, the n-th with a standard
+    deviation of n ** -a, a up to 1). ``noise`` in units of the spread (-n: uniform in 0..n, drawn for each teller).
     """
     batch, target = len(lists.ids), lists.target
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    items = normal(batch, count, dim)
-    if varied:
-        kind = torch.randint(0, 3, (batch, 1, 1), generator=generator)
-        rank = int(torch.randint(16, 51, (1,), generator=generator))
-        subspace = normal(batch, count, rank) @ normal(batch, rank, dim) / rank**0.5
-        mix = torch.rand(batch, 1, 1, generator=generator) * 0.8
-        centred = mix.sqrt() * normal(batch, 1, dim) + (1 - mix).sqrt() * items
-        items = torch.where(kind == 0, items, torch.where(kind == 1, subspace, centred))
-        items = items * (0.2 * normal(batch, count, 1)).exp()
-    asked = torch.cat([target[:, None], lists.again, target[:, None].expand(-1, lists.near.shape[1])], dim=1)
+    near = target[:, None].expand(-1, lists.near.shape[1])
+    asked = torch.cat([target[:, None], lists.again, near], dim=1)
+    draw = {part: _spectrum(batch, size, varied, generator) for part, size in (("user", 64), ("item", 63))}
+    items = {part: draw[part](count) for part in draw}
     level = torch.rand(batch, asked.shape[1], 1, generator=generator) * -noise if noise < 0 else noise
-    picked = items.gather(1, (asked - 1).clamp(min=0)[..., None].expand(-1, -1, dim))
-    picked = picked + level * normal(batch, asked.shape[1], dim)
+    picked = {}
+    for part in draw:
+        at = (asked - 1).clamp(min=0)[..., None].expand(-1, -1, items[part].shape[-1])
+        picked[part] = items[part].gather(1, at) + level * draw[part](asked.shape[1])
     questions = lists.again.shape[1]
     if questions:
-        items[:, count - questions :] = picked[:, 1 : questions + 1]
+        items["user"][:, count - questions :] = picked["user"][:, 1 : questions + 1]
     rows, places = (lists.near > 0).nonzero(as_tuple=True)
-    items[rows, lists.near[rows, places] - 1] = picked[rows, 1 + questions + places]
-    return items, torch.where(lists.by_user[:, None], picked[:, 0], normal(batch, dim))
+    for part in draw:
+        told = picked[part][rows, 1 + questions + places]
+        if part == "user":  # what is alike to users is like often, not always
+            other = torch.rand(len(rows), 1, generator=generator) < 0.5
+            told = told.where(other, items[part][rows, lists.near[rows, places] - 1])
+        items[part][rows, lists.near[rows, places] - 1] = told
+    users = picked["user"][:, 0].where(lists.by_user[:, None], draw["user"](1)[:, 0])
+    if varied:
+        items = {part: v * (0.15 * torch.randn(*v.shape[:2], 1, generator=generator)).exp() for part, v in items.items()}
+    return _laid_out(items["user"], items["item"]), _laid_out(users, torch.zeros(batch, 63))
+
+
+def _spectrum(batch: int, size: int, varied: bool, generator: torch.Generator):
+    """Draws vectors (B, n, size) of mean length 1; a row's vectors share their directions and spectrum."""
+    rank = int(torch.randint(4, size + 1, (1,), generator=generator)) if varied else size
+    basis = torch.linalg.qr(torch.randn(batch, size, rank, generator=generator))[0]
+    decay = torch.rand(batch, 1, generator=generator) if varied else torch.zeros(batch, 1)
+    scale = torch.arange(1, rank + 1) ** -decay
+    basis = basis * (scale / scale.norm(dim=1, keepdim=True))[:, None]
+    return lambda count: torch.randn(batch, count, rank, generator=generator) @ basis.mT
+
+
+def _laid_out(user_part: Tensor, item_part: Tensor) -> Tensor:
+    out = torch.zeros(*user_part.shape[:-1], DIM)
+    out[..., USER_PART], out[..., ITEM_PART], out[..., IS_SOFT] = user_part, item_part, 1.0
+    return out * (DIM / out.square().sum(-1).mean()) ** 0.5

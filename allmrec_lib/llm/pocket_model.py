@@ -1,87 +1,183 @@
-"""The small LLM's architecture and its first weights: a GPT-NeoX that starts with the circuit of in-context look-up."""
+"""The small LLM's architecture and its first weights: a Nemotron that starts with the circuit of in-context look-up.
+
+Large LLMs find in their context the entry that is like something (induction heads, Olsson et al. 2022). Found by gradient
+alone, that takes most of the training on a small machine, and the result compares badly. So it is written down here, and
+training goes on from it. The residual stream is laid out in parts, so that what one head notes is no noise to another:
+
+    WORD        a word's own content                     IS_TEXT, IS_START   flags of words and of the start token
+    BEFORE      the content of the word before           AFTER_START         the start token is just before
+    USER_PART   what users and items are compared by     IN_TITLE            two back stands no item token
+    ITEM_PART   what items are compared by               LISTED, LIKED       after the history; like an item of the history
+    IS_SOFT     the constant of soft tokens              ALONE               no item token is near
+
+Layer 0: one head notes the nearest soft token (at most eleven back), so that every word of a title carries its item; others
+note the word before, whether two back stands a word, and whether the history is over. Layer 1: words that are near no
+item fetch the user's vector; a candidate that is like an item of the history is marked; an item token *after* its title
+fetches the title's first word. Layer 2: the answer looks for the candidate that is like the user, or marked, and copies
+its first word; later words copy what stood behind the same word of a title whose item is like the user. Layer 3, the other
+heads and the feed-forward parts start at random.
+"""
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
+from torch import Tensor
+
+DIM, LAYERS, HEADS, HEAD, ROTARY = 256, 4, 4, 128, 16
+WORD, BEFORE, SOFT = slice(0, 60), slice(64, 124), slice(128, 255)
+USER_PART, ITEM_PART, IS_SOFT = slice(128, 192), slice(192, 255), 255
+READS = {"user": [128, 192], "item": [192, 255], "constant": IS_SOFT}  # for the card: where soft tokens are compared
+IS_TEXT, IS_START, LISTED, LIKED = 60, 61, 62, 63
+AFTER_START, IN_TITLE, ALONE = 125, 126, 127
+NEAR = {2: 40.0, 3: 20.0, 4: 40.0}  # rotary pairs with periods of 63, 199 and 628 tokens, and what each adds at distance 0
+WRITTEN = (4, 3, 2, 0)  # heads a layer that hold the circuit
 
 
-def build_model(vocabulary: int, quotes: list[int], dim: int = 192, layers: int = 4, heads: int = 4):
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+def build_model(vocabulary: int, quote: int, closing: int, following: int):
+    """The model with its first weights.
 
-    config = GPTNeoXConfig(
-        vocab_size=vocabulary, hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=512, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-        max_position_embeddings=2048, use_parallel_residual=False, tie_word_embeddings=True, hidden_dropout=0.0,
-        attention_dropout=0.0, bos_token_id=0, eos_token_id=0,
+    ``quote``: the token that opens an answer; ``closing``: the one that closes a title; ``following``: one that stands
+    between the history and the candidates.
+    """
+    from transformers import NemotronConfig, NemotronForCausalLM
+
+    config = NemotronConfig(
+        vocab_size=vocabulary, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS, head_dim=HEAD,
+        num_key_value_heads=HEADS, intermediate_size=512, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": ROTARY / HEAD},
+        max_position_embeddings=2048, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    model = GPTNeoXForCausalLM(config)
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
-    write_circuit(model, dim, dim // heads, quotes)
+    model = NemotronForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.zero_()  # Nemotron's layer norms add one to their weight
+        embedding = model.get_input_embeddings().weight
+        embedding.zero_()
+        embedding[:, WORD].normal_(std=0.1)
+        embedding[:, IS_TEXT] = 0.7
+        embedding[0, WORD], embedding[0, IS_START] = 0.0, 0.8
+        words = {name: embedding[token, WORD] for name, token in
+                 (("quote", quote), ("closing", closing), ("following", following))}  # fmt: skip
+        heads = [[_Head(layer.self_attn, number) for number in range(count)]
+                 for layer, count in zip(model.model.layers, WRITTEN, strict=True)]  # fmt: skip
+        _note(heads[0], words)
+        _fetch(heads[1], words)
+        _answer(heads[2], words)
     return model
 
 
-@torch.no_grad()
-def write_circuit(model, dim: int, size: int, quotes: list[int]) -> None:
-    """Start from the circuit that in-context look-up rests on (induction heads, Olsson et al. 2022), then train.
+def written_parts(model) -> list[Tensor]:
+    """Views of the weights that hold the circuit."""
+    parts = []
+    for layer, heads in zip(model.model.layers, WRITTEN, strict=True):
+        attention, part = layer.self_attn, slice(0, heads * HEAD)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            parts += [getattr(attention, name).weight[part], getattr(attention, name).bias[part]]
+        parts.append(attention.o_proj.weight[:, part])
+    return parts
 
-    Layer 0: heads look one, two and three places back (rotary positions make that a constant) and note what was there.
-    Layer 1: one head fetches what stands behind the start token, the user's vector, into the notes; another marks the
-    first word of a title whose item token is like one that stood in the list before (it looks for notes three back that
-    are like its own two back, which its own title cannot have yet, and rests on the start token where there are none).
-    Layer 2 finds the first word of an answer: one head looks for places whose note two back (an item token before its
-    title) is like the own note, one for places that *are* like it (an item token after its title). It finds the next
-    word: one head looks for places after the same word (induction), one for places after the same word *and* three
-    behind the same vector. Layer 3: one head looks for places after the same two words. All of these copy.
-    Found by gradient alone, this takes most of the training on a small machine.
-    """
-    rotary, content = size // 4, size - size // 4
-    attention = [layer.attention for layer in model.gpt_neox.layers]
-    weights = [a.query_key_value.weight.view(-1, 3, size, dim) for a in attention]
-    outs = [a.dense.weight.view(dim, -1, size) for a in attention]
-    biases = [a.query_key_value.bias.view(-1, 3, size) for a in attention]
-    reads, notes = (torch.linalg.qr(torch.randn(dim, dim))[0] for _ in range(2))
-    parts = [slice(n * size, (n + 1) * size) for n in range(4)]
 
-    def copies(layer: int, head: int) -> None:
-        basis = torch.linalg.qr(torch.randn(dim, dim))[0][:size]
-        weights[layer][head, 2], outs[layer][:, head] = basis, basis.T
+class _Head:
+    """Views of one head's weights, emptied. Logits add up what ``add``, ``rest``, ``compare``, ... contribute; each takes
+    places of its own among the head's dimensions, the first :data:`ROTARY` of which turn with the position."""
 
-    for head, (distance, read) in enumerate(((1, 0), (2, 1), (3, 1), (1, 1))):
-        weights[0][head, :2] = 0.0
-        weights[0][head, 2], outs[0][:, head] = reads[parts[read]], 0.15 * notes[parts[head]].T
-        angle = distance * 10000.0 ** (-torch.arange(rotary // 2) * 2 / rotary)
-        strength = (12.0 * size**0.5) ** 0.5
-        biases[0][head, 0, :rotary] = strength * torch.cat([angle.cos(), -angle.sin()])
-        biases[0][head, 1, : rotary // 2] = strength
-    own, own_too = (reads[part][:content] for part in parts[:2])
-    before, two_back, three_back, before_too = (notes[part][:content] for part in parts)
-    embedding = model.get_input_embeddings().weight
-    start = F.layer_norm(embedding[0], (dim,))
-    weights[1][0, 0], biases[1][0, 0, rotary:] = 0.0, 1.5 * (own @ start)
-    weights[1][0, 1, rotary:] = 1.5 * (before - own)
-    weights[1][0, 2], outs[1][:, 0] = reads[parts[1]], 0.15 * (notes[parts[1]] + notes[parts[2]]).T
-    mark = notes[parts[3]][content]  # a direction that no note uses
-    weights[1][1, 0, rotary:], weights[1][1, 1, rotary:] = 1.2 * two_back, 1.2 * three_back
-    weights[1][1, 1, rotary + content - 1], biases[1][1, 0, rotary + content - 1] = start / start.norm(), 1.0
-    weights[1][1, 2], outs[1][:, 1] = 0.0, 0.0
-    weights[1][1, 2, 0], biases[1][1, 2, 0] = -start / start.norm() ** 2, 1.0
-    outs[1][:, 1, 0] = 0.5 * mark
-    mix = [torch.linalg.qr(torch.randn(content, content))[0] for _ in range(2)]
+    def __init__(self, attention, number: int):
+        part = slice(number * HEAD, (number + 1) * HEAD)
+        self.q, self.k, self.v = (getattr(attention, f"{n}_proj").weight[part] for n in "qkv")
+        self.q_bias, self.k_bias, v_bias = (getattr(attention, f"{n}_proj").bias[part] for n in "qkv")
+        self.o = attention.o_proj.weight[:, part]
+        for weight in (self.q, self.k, self.v, self.o, self.q_bias, self.k_bias, v_bias):
+            weight.zero_()
 
-    def both(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return mix[0] @ first + mix[1] @ second
+    def copy(self, source: slice, target: slice, gain: float) -> None:
+        """What is attended to: its part ``source`` is added to the part ``target``."""
+        every = torch.eye(source.stop - source.start)
+        self.v[: len(every), source], self.o[target, : len(every)] = every, gain * every
 
-    for layer, head, query, key in (
-        (2, 0, two_back, two_back),
-        (2, 1, two_back, own_too),
-        (2, 2, own, before),
-        (2, 3, both(own, three_back), both(before, three_back)),
-        (3, 0, both(own, before_too), both(before, two_back)),
-    ):
-        weights[layer][head, 0, rotary:], weights[layer][head, 1, rotary:] = 1.4 * query, 1.4 * key
-        copies(layer, head)
-    weights[2][0, 1, -1], biases[2][0, 0, -1] = 2.0 * mark, 2.0  # what is like the history is a better answer
-    for head in range(2):  # only where a quote has just opened
-        weights[2][head, 1, rotary:] += before
-        biases[2][head, 0, rotary:] = 0.8 * sum(own @ F.layer_norm(embedding[q], (dim,)) for q in quotes)
+    def flag(self, source: int, target: int, gain: float, place: int = 0) -> None:
+        """The same for one dimension."""
+        self.v[place, source], self.o[target, place] = 1.0, gain
+
+    def look_back(self, distance: int) -> None:
+        """Attend to the token ``distance`` back."""
+        angle = distance * 10000.0 ** (-torch.arange(ROTARY // 2) * 2 / ROTARY)
+        strength = math.sqrt(30.0 * HEAD**0.5)
+        self.q_bias[:ROTARY] = strength * torch.cat([angle.cos(), -angle.sin()])
+        self.k_bias[: ROTARY // 2] = strength
+
+    def prefer_near(self) -> None:
+        for pair, size in NEAR.items():
+            self.q_bias[pair] = self.k_bias[pair] = math.sqrt(size * HEAD**0.5)
+
+    def add(self, place: int, key: int | slice, size: float | Tensor) -> None:
+        """What a dimension (or a direction in a part) of the key adds to the logit, whatever the query."""
+        self.q_bias[place] = HEAD**0.5
+        self.k[place, key] = size
+
+    def rest(self, size: float, start: float) -> None:
+        """The start token's logit; ``start`` is about its flag after layer norm."""
+        self.add(119, IS_START, size / start)
+
+    def compare(self, query: slice, size: float, key: slice | None = None, at: int = 0) -> None:
+        """Queries and keys that are alike in a part of the stream (two parts) attract."""
+        key = key or query
+        place = torch.arange(query.stop - query.start)
+        self.q[ROTARY + at + place, query.start + place] = math.sqrt(size)
+        self.k[ROTARY + at + place, key.start + place] = math.sqrt(size)
+
+
+def _note(heads: list[_Head], words: dict[str, Tensor]) -> None:
+    near, back, two, seen = heads
+    text, start = 10.7, 12.0  # the flags after layer norm, about
+    near.prefer_near()
+    for pair in NEAR:
+        near.k[pair, IS_TEXT] = -near.k_bias[pair] / text  # soft tokens only
+    near.rest(62.0, start)
+    near.copy(SOFT, SOFT, 0.15)
+    near.flag(IS_START, ALONE, 0.05, place=127)
+    near.q[118, WORD] = words["quote"] / words["quote"].norm() * HEAD**0.5 / 12.0  # an answer is no part of the last title
+    near.k[118, IS_START] = 40.0 / 12.0
+    back.look_back(1)
+    back.copy(slice(0, 62), slice(64, 126), 0.15)
+    two.look_back(2)
+    two.flag(IS_TEXT, IN_TITLE, -0.045)
+    seen.add(20, WORD, 4.0 * words["following"] / words["following"].norm())
+    seen.rest(20.0, start)
+    seen.flag(IS_START, LISTED, -0.05)
+
+
+def _fetch(heads: list[_Head], words: dict[str, Tensor]) -> None:
+    user, alike, gather = heads
+    user.q[20, ALONE], user.k[20, AFTER_START], user.k[20, IS_START] = HEAD**0.5, 1.0, -2.0
+    user.rest(25.0, 10.0)
+    user.copy(SOFT, SOFT, 0.15)
+    alike.compare(ITEM_PART, 5.0)
+    alike.add(120, LISTED, -7.0)
+    alike.add(121, IN_TITLE, 4.0)
+    alike.add(122, BEFORE, 4.0 * words["closing"] / words["closing"].norm())
+    alike.rest(108.0, 10.0)
+    alike.flag(IS_START, LIKED, -0.05)
+    gather.prefer_near()
+    gather.q[20, BEFORE] = HEAD**0.5 * 0.75 * words["closing"]
+    gather.k[20, BEFORE] = 3.5 * words["quote"]
+    gather.rest(200.0, 5.0)
+    gather.copy(WORD, WORD, 0.3)
+    gather.flag(IS_TEXT, IN_TITLE, 0.1, place=60)
+
+
+def _answer(heads: list[_Head], words: dict[str, Tensor]) -> None:
+    match, follow = heads
+    match.compare(USER_PART, 5.0)
+    for place, flag, size in ((120, LIKED, 12.0), (121, IN_TITLE, 4.0), (122, LISTED, 12.0), (124, ALONE, -12.0)):
+        match.add(place, flag, size)
+    match.add(123, BEFORE, 4.0 * words["closing"] / words["closing"].norm())
+    match.copy(WORD, WORD, 1.0)
+    follow.add(117, LISTED, 12.0)
+    follow.add(118, ALONE, -12.0)
+    follow.compare(WORD, 7.0, BEFORE)
+    follow.compare(slice(USER_PART.start, USER_PART.start + 40), 4.0, at=60)
+    follow.rest(70.0, 10.0)
+    follow.copy(WORD, WORD, 1.0)

@@ -41,7 +41,7 @@ def recall(model, writer: Writer, template: str, titles=None, size: int = 20, hi
     for _ in range(batches):
         lists = writer.lists(template, batch, size, history, told, titles, who=who)
         count = max(1, int(-lists.ids.min()) - 1)
-        items, users = soft_vectors(count, model.config.hidden_size, lists, noise, generator, varied)
+        items, users = soft_vectors(count, lists, noise, generator, varied)
         asked = torch.zeros_like(lists.ids, dtype=torch.bool)
         asked[torch.arange(batch), lists.first] = True
         logits = answer_logits(model, lists, embed_lists(model, lists, items, users), asked)

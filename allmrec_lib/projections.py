@@ -1,0 +1,132 @@
+"""F_U and F_I (equation 7): from the CF model's and Stage 1's vectors to soft tokens, and where they start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import Stage2Config
+from .llm.backbone import Backbone, Reads
+
+
+class Projection(nn.Module):
+    """F_U or F_I: linear, layer norm, activation, linear, xavier-normal as in the authors' code. (..., d) -> (..., d_token).
+
+    With ``start`` = (weight, bias) a linear path is added that starts there, and the MLP starts at zero. ``scale`` brings
+    the output to the spread of the LLM's token embeddings.
+    """
+
+    def __init__(self, dim: int, token_dim: int, activation: nn.Module, scale: float,
+                 start: tuple[Tensor, Tensor] | None = None):  # fmt: skip
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, token_dim), nn.LayerNorm(token_dim), activation, nn.Linear(token_dim, token_dim)
+        )
+        for layer in (self.mlp[0], self.mlp[3]):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.scale, self.skip = scale, None
+        if start is not None:
+            nn.init.zeros_(self.mlp[3].weight)
+            self.skip = nn.Linear(dim, token_dim)
+            with torch.no_grad():
+                self.skip.weight.copy_(start[0])
+                self.skip.bias.copy_(start[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.mlp(x) if self.skip is None else self.mlp(x) + self.skip(x)
+        return out * self.scale
+
+
+def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, likeness: float,
+                 reads: Reads | None = None) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
+    """Where the linear paths start: (weight, bias) for users and items.
+
+    O_u = A U x^u and O_i = A V (E(latent_i) - mean) + B latent_i: A puts into the token space what users and items are
+    compared by, B what items are compared by among themselves. E(.) is the best linear guess of the CF model's
+    embeddings; U and V share out the CF model's scores evenly (both are the square root of the scores' singular values),
+    so that O_u . O_i starts as the CF model's score, less what all items have in common, with as little else in the
+    tokens as possible. B latent_i, the latent's principal components, of size ``likeness`` against the rest, makes tokens
+    of like items alike. A and B have orthonormal columns: in the parts that the LLM reads, where its card names them
+    (``reads``; then every token also has the constant that marks it), random and side by side otherwise.
+
+    latent (n, d'), embeddings (n, d), x (N, d): some users' representations.
+    """
+    at = places(x.shape[1], latent.shape[1], token_dim, reads)
+    # in single precision, directions of like size turn from run to run
+    latent, embeddings, x = latent.double(), embeddings.double(), x.double()
+    solution = torch.linalg.lstsq(F.pad(latent, (0, 1), value=1.0), embeddings).solution
+    guess, centre = solution[:-1], latent.mean(dim=0)
+    user, item = _shared_out(x, (latent - centre) @ guess)
+    user, item = user / (x @ user).norm(dim=1).mean(), guess @ item / ((latent - centre) @ guess @ item).norm(dim=1).mean()
+    alike = torch.linalg.svd(latent - centre, full_matrices=False)[2].T[:, : at.item.shape[1]]
+    alike = likeness * alike / ((latent - centre) @ alike).norm(dim=1).mean()
+    marked = at.constant.square().sum()
+    to_user, to_item = ((token_dim / (1 + other + marked)) ** 0.5 for other in (0.0, likeness**2))  # to unit spread
+    user, item = to_user * user @ at.user.T, to_item * (item @ at.user.T + alike @ at.item.T)
+    return {"user": (user.T, to_user * at.constant), "item": (item.T, to_item * at.constant - centre @ item)}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where in a token embedding soft tokens carry what: ``user`` (D, d) and ``item`` (D, k) have orthonormal columns;
+    ``constant`` (D,) is what every soft token has."""
+
+    user: Tensor
+    item: Tensor
+    constant: Tensor
+
+    def tokens(self, user_part: Tensor, item_part: Tensor) -> Tensor:
+        """Vectors (..., D) of unit spread that carry (..., d) and (..., k): for probes of what an LLM reads."""
+        out = user_part.double() @ self.user.T + item_part.double() @ self.item.T + self.constant
+        return (out * (out.shape[-1] / out.square().sum(-1).mean()) ** 0.5).float()
+
+
+def places(d: int, k: int, token_dim: int, reads: Reads | None) -> Places:
+    """In the parts that the LLM reads, where its card names them; random and side by side otherwise.
+
+    With ``reads``, ``item`` has as many columns as there is room for, at most k. Raises ValueError when d (or, without
+    ``reads``, d + k) dimensions are more than the LLM offers.
+    """
+    room, need = (token_dim, d + k) if reads is None else (reads.user.stop - reads.user.start, d)
+    if need > room:
+        raise ValueError(f"stage2.projection = skip needs {need} dimensions of the LLM's token embeddings, it offers {room}; "
+                         "use stage2.projection = mlp")  # fmt: skip
+    constant, every = torch.zeros(token_dim, dtype=torch.float64), torch.eye(token_dim, dtype=torch.float64)
+    if reads is None:
+        basis = torch.linalg.qr(torch.randn(token_dim, token_dim, dtype=torch.float64))[0]
+        return Places(basis[:, :d], basis[:, d : d + k], constant)
+    constant[reads.constant] = 1.0
+    return Places(every[:, reads.user][:, :d], every[:, reads.item][:, :k], constant)
+
+
+def _shared_out(x: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """U and V, both (d, d), with (x U) . (items V) = x . items and both sides of the same spectrum."""
+    (_, sx, vx), (_, se, ve) = (torch.linalg.svd(t / len(t) ** 0.5, full_matrices=False) for t in (x, items))
+    p, root, q = torch.linalg.svd((sx[:, None] * vx) @ (se[:, None] * ve).T)
+    root = root.where(root > 1e-6 * root[0], 0.0) ** 0.5  # directions that no user or no item uses
+    return vx.T @ (p * root * _inverse(sx)[:, None]), ve.T @ (q.T * root * _inverse(se)[:, None])
+
+
+def _inverse(singular: Tensor) -> Tensor:
+    """1 / s, and 0 for what is 0 but for rounding."""
+    return torch.where(singular > 1e-6 * singular[0], 1.0 / singular, 0.0)
+
+
+def projections(config: Stage2Config, latent: Tensor, embeddings: Tensor, x: Tensor, backbone: Backbone,
+                seed: int) -> nn.ModuleDict:  # fmt: skip
+    """F_U and F_I. latent (n + 1, d') what the item tokens carry, embeddings (n + 1, d) the CF model's, x (N, d)."""
+    if config.projection not in ("mlp", "skip"):
+        raise ValueError(f"unknown stage2.projection {config.projection!r}; one of mlp, skip")
+    torch.manual_seed(seed)
+    token_dim, spread = backbone.embedding.embedding_dim, backbone.spread
+    start = {}
+    if config.projection == "skip":
+        start = linear_start(latent[1:], embeddings[1:], x, token_dim, config.likeness, backbone.reads)
+    return nn.ModuleDict({
+        "user": Projection(x.shape[1], token_dim, nn.LeakyReLU(), spread, start.get("user")),
+        "item": Projection(latent.shape[1], token_dim, nn.GELU(), spread, start.get("item")),
+    })  # fmt: skip
