@@ -51,14 +51,18 @@ class JointEmbeddings:
     decoded_q: Tensor
 
     def carried(self, joint: str, train_counts: Tensor) -> Tensor:
-        """What the item tokens carry (section 4.1.4): "e", "q", or "auto": e where training knows the item, q where not.
+        """What the item tokens carry (section 4.1.4): "e", "q", "auto": e where training knows the item and q where not, or
+        "both": e and q side by side, an item that training does not know having the mean e.
 
-        train_counts (n+1,): how often each item occurs in training. (n+1, d').
+        train_counts (n+1,): how often each item occurs in training. (n+1, d'), "both": (n+1, 2 d').
         """
+        known = (train_counts > 0)[:, None]
         if joint == "auto":
-            return torch.where((train_counts > 0)[:, None], self.e, self.q)
+            return torch.where(known, self.e, self.q)
+        if joint == "both":
+            return torch.cat([torch.where(known, self.e, self.e[known[:, 0]].mean(dim=0)), self.q], dim=1)
         if joint not in ("e", "q"):
-            raise ValueError(f"unknown stage2.joint {joint!r}; one of e, q, auto")
+            raise ValueError(f"unknown stage2.joint {joint!r}; one of e, q, auto, both")
         return getattr(self, joint)
 
     def save(self, path: Path) -> None:

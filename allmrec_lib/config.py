@@ -83,7 +83,7 @@ class Stage2Config:
     projection: str = "skip"
     likeness: float = 1.0  # "skip": how much of an item token starts as what makes like items alike
     loss: str = "title"  # equation 8; "constrained": each token against those that continue another candidate
-    joint: str = "auto"  # what the item tokens carry: "e", "q" (text), or "auto": q for items that training never saw
+    joint: str = "auto"  # what the item tokens carry: "e", "q" (text), "both", or "auto": q for items that training never saw
     lr: float = 1e-4
     batch_size: int = 4
     epochs: int = 5

@@ -28,7 +28,7 @@ from .llm.backbone import Backbone, load_backbone
 from .llm.soft_tokens import PromptEncoder
 from .projections import projections
 from .recommenders.base import aligned, score_rows
-from .recommenders.popularity import Popularity, RepeatPopularity
+from .recommenders.floors import FLOORS
 from .recommenders.sasrec import SASRec, train_sasrec
 from .results import versions
 from .sequences import Candidates, Rows, Sequences, candidate_sets
@@ -56,7 +56,7 @@ def read_history(folder: Path) -> History:
 
 
 # What a name in a table stands for, where it is A-LLMRec with other settings.
-VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}}
+VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}, "A-LLMRec (e+q)": {"stage2.joint": "both"}}
 
 
 class Experiment:
@@ -239,9 +239,8 @@ class Experiment:
         rows, candidates = self.rows("test"), self.candidates["test"]
         if model == "Random":
             return np.random.default_rng(self.seed).random(candidates.items.shape)
-        if model in ("Popularity", "Repeat+Popularity"):
-            floor = {"Popularity": Popularity, "Repeat+Popularity": RepeatPopularity}[model](self.sequences)
-            return score_rows(floor, rows, candidates)
+        if model in FLOORS:
+            return score_rows(FLOORS[model](self.sequences), rows, candidates)
         if model == "SASRec":
             return score_rows(self.sasrec, rows, candidates, self.device)
         if model == "A-LLMRec":

@@ -42,7 +42,7 @@ class Projection(nn.Module):
 
 
 def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, likeness: float,
-                 reads: Reads | None = None) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
+                 reads: Reads | None = None, alike_from: int = 0) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
     """Where the linear paths start: (weight, bias) for users and items.
 
     O_u = A U x^u and O_i = A V (E(latent_i) - mean) + B latent_i: A puts into the token space what users and items are
@@ -53,16 +53,18 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, 
     of like items alike. A and B have orthonormal columns: in the parts that the LLM reads, where its card names them
     (``reads``; then every token also has the constant that marks it), random and side by side otherwise.
 
-    latent (n, d'), embeddings (n, d), x (N, d): some users' representations.
+    latent (n, d'), embeddings (n, d), x (N, d): some users' representations. Items are alike by the latent's columns from
+    ``alike_from`` on.
     """
-    at = places(x.shape[1], latent.shape[1], token_dim, reads)
+    at = places(x.shape[1], latent.shape[1] - alike_from, token_dim, reads)
     # in single precision, directions of like size turn from run to run
     latent, embeddings, x = latent.double(), embeddings.double(), x.double()
     solution = torch.linalg.lstsq(F.pad(latent, (0, 1), value=1.0), embeddings).solution
     guess, centre = solution[:-1], latent.mean(dim=0)
     user, item = _shared_out(x, (latent - centre) @ guess)
     user, item = user / (x @ user).norm(dim=1).mean(), guess @ item / ((latent - centre) @ guess @ item).norm(dim=1).mean()
-    alike = torch.linalg.svd(latent - centre, full_matrices=False)[2].T[:, : at.item.shape[1]]
+    alike = torch.zeros(latent.shape[1], at.item.shape[1], dtype=torch.float64)
+    alike[alike_from:] = torch.linalg.svd((latent - centre)[:, alike_from:], full_matrices=False)[2].T[:, : at.item.shape[1]]
     alike = likeness * alike / ((latent - centre) @ alike).norm(dim=1).mean()
     marked = at.constant.square().sum()
     to_user, to_item = ((token_dim / (1 + other + marked)) ** 0.5 for other in (0.0, likeness**2))  # to unit spread
@@ -125,7 +127,8 @@ def projections(config: Stage2Config, latent: Tensor, embeddings: Tensor, x: Ten
     token_dim, spread = backbone.embedding.embedding_dim, backbone.spread
     start = {}
     if config.projection == "skip":
-        start = linear_start(latent[1:], embeddings[1:], x, token_dim, config.likeness, backbone.reads)
+        alike_from = latent.shape[1] // 2 if config.joint == "both" else 0  # items are alike by their texts
+        start = linear_start(latent[1:], embeddings[1:], x, token_dim, config.likeness, backbone.reads, alike_from)
     return nn.ModuleDict({
         "user": Projection(x.shape[1], token_dim, nn.LeakyReLU(), spread, start.get("user")),
         "item": Projection(latent.shape[1], token_dim, nn.GELU(), spread, start.get("item")),

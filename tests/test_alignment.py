@@ -126,5 +126,7 @@ def test_what_the_item_tokens_carry():
     counts = torch.tensor([0, 2, 0, 1])
     assert torch.equal(joint.carried("e", counts), joint.e) and torch.equal(joint.carried("q", counts), joint.q)
     assert torch.equal(joint.carried("auto", counts), torch.stack([joint.q[0], joint.e[1], joint.q[2], joint.e[3]]))
-    with pytest.raises(ValueError, match="unknown stage2.joint 'both'; one of e, q, auto"):
-        joint.carried("both", counts)
+    mean = (joint.e[1] + joint.e[3]) / 2
+    assert torch.equal(joint.carried("both", counts), torch.cat([torch.stack([mean, joint.e[1], mean, joint.e[3]]), joint.q], 1))
+    with pytest.raises(ValueError, match="unknown stage2.joint 'e,q'; one of e, q, auto, both"):
+        joint.carried("e,q", counts)

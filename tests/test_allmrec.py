@@ -161,6 +161,18 @@ def test_the_linear_path_starts_where_the_llm_reads():
     assert users[:, rest].abs().max() == items[:, rest].abs().max() == 0
 
 
+def test_with_both_embeddings_users_meet_e_and_items_are_alike_by_q():
+    generator = torch.Generator().manual_seed(0)
+    e, q, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((60, 6), (60, 6), (6, 5), (9, 5)))
+    config = Stage2Config(joint="both")
+    heads = projections(config, torch.cat([e, q], 1), e @ decoder, x, llm_of(40, Reads(slice(0, 8), slice(8, 16), 30)), seed=0)
+    with torch.no_grad():
+        items = heads["item"](torch.cat([e, q], 1))[1:, 8:16]
+    centred = q[1:] - q[1:].mean(0)
+    found, wanted = items @ items.T, centred @ centred.T
+    assert torch.allclose(found / found.norm(), wanted / wanted.norm(), atol=1e-4)
+
+
 def test_negatives_in_training_are_known_items(world):
     rows = world.rows("train", 8)
     drawn = training_candidates(world, rows, 4, seed=1)

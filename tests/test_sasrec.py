@@ -9,7 +9,7 @@ import torch
 from allmrec_lib import metrics
 from allmrec_lib.config import SASRecConfig
 from allmrec_lib.recommenders.base import aligned, score_rows
-from allmrec_lib.recommenders.popularity import Popularity, RepeatPopularity
+from allmrec_lib.recommenders.floors import CoOccurrence, Popularity, RepeatFirst
 from allmrec_lib.recommenders.sasrec import SASRec, draw_negatives, train_sasrec
 from allmrec_lib.sequences import Sequences, candidate_sets
 
@@ -101,9 +101,17 @@ def test_floors_by_hand():
     sequences = Sequences(np.array([1, 2, 3, 1, 2, 4, 1, 5, 6]), np.array([0, 3, 6, 9]), 6)
     history, candidates = torch.tensor([[0, 5, 5, 2]]), torch.tensor([[1, 2, 5, 6]])
     plain = Popularity(sequences).score(history, candidates)[0].tolist()
-    repeat = RepeatPopularity(sequences).score(history, candidates)[0].tolist()
+    repeat = RepeatFirst(Popularity(sequences)).score(history, candidates)[0].tolist()
     assert max(plain) == plain[0]
     assert min(repeat[1], repeat[2]) > max(repeat[0], repeat[3])
+
+
+def test_co_occurrence_by_hand():
+    """Training items are {1, 2}, {1, 3} and {1, 2}: cos(1, 2) = 2 / sqrt(3 * 2), cos(1, 3) = 1 / sqrt(3 * 1)."""
+    sequences = Sequences(np.array([1, 2, 5, 6, 1, 3, 5, 6, 1, 2, 6, 5]), np.array([0, 4, 8, 12]), 6)
+    found = CoOccurrence(sequences).score(torch.tensor([[0, 1], [1, 1], [2, 5]]), torch.tensor([[1, 2, 3, 5]] * 3))
+    expected = torch.tensor([[0, 2 / 6**0.5, 3**-0.5, 0], [0, 4 / 6**0.5, 2 * 3**-0.5, 0], [2 / 6**0.5, 0, 0, 0]])
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_rows_of_other_users_are_refused(sequences):

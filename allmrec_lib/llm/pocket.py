@@ -161,7 +161,8 @@ def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: st
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START).save_pretrained(folder)
     model.save_pretrained(folder)  # in half precision: half the size
     model.float()
-    skills = {name: measure(model, tokenizer, name, held_out, writer.limit) for name in TEMPLATES if name in maker.recipe.templates}
+    known = [name for name in TEMPLATES if name in maker.recipe.templates]
+    skills = {name: measure(model, tokenizer, name, held_out, writer.limit) for name in known}
     card = {
         "template": template, "max_title_tokens": SHOWN, "reads": READS,
         "parameters": sum(p.numel() for p in model.parameters()), "recipe": asdict(maker.recipe), "titles": titles,
