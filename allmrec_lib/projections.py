@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Stage2Config
@@ -59,8 +58,8 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, 
     at = places(x.shape[1], latent.shape[1] - alike_from, token_dim, reads)
     # in single precision, directions of like size turn from run to run
     latent, embeddings, x = latent.double(), embeddings.double(), x.double()
-    solution = torch.linalg.lstsq(F.pad(latent, (0, 1), value=1.0), embeddings).solution
-    guess, centre = solution[:-1], latent.mean(dim=0)
+    centre = latent.mean(dim=0)
+    guess = torch.linalg.pinv(latent - centre, rtol=1e-3) @ (embeddings - embeddings.mean(dim=0))  # least squares
     user, item = _shared_out(x, (latent - centre) @ guess)
     user, item = user / (x @ user).norm(dim=1).mean(), guess @ item / ((latent - centre) @ guess @ item).norm(dim=1).mean()
     alike = torch.zeros(latent.shape[1], at.item.shape[1], dtype=torch.float64)
@@ -69,7 +68,9 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, 
     marked = at.constant.square().sum()
     to_user, to_item = ((token_dim / (1 + other + marked)) ** 0.5 for other in (0.0, likeness**2))  # to unit spread
     user, item = to_user * user @ at.user.T, to_item * (item @ at.user.T + alike @ at.item.T)
-    return {"user": (user.T, to_user * at.constant), "item": (item.T, to_item * at.constant - centre @ item)}
+    starts = {"user": (user.T, to_user * at.constant), "item": (item.T, to_item * at.constant - centre @ item)}
+    # the last digits of a decomposition differ from run to run; rounded, two runs start from the same numbers
+    return {name: (weight.round(decimals=6), bias.round(decimals=6)) for name, (weight, bias) in starts.items()}
 
 
 @dataclass(frozen=True)

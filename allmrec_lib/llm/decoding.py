@@ -67,18 +67,31 @@ def constrained(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tens
 
     What :func:`trie` decodes greedily: at each token the probability is shared among the tokens with which some candidate
     goes on. A token that no other candidate could have instead is certain, so that how well the LLM copies the rest of a
-    title does not count, only which title it picks. A row's candidates with different titles sum to 1. Same arguments
-    and the same cost as :func:`score`.
+    title does not count, only which title it picks, and nothing is read behind the token that tells a title from the
+    others. A row's candidates with different titles sum to 1. Arguments as for :func:`score`.
     """
-    each = token_log_probs(backbone, prefix, answers, sizes)
-    return among_candidates(each, answers.to(each.device), sizes.to(each.device)).sum(-1)
+    answers, sizes = answers.to(backbone.device), sizes.to(backbone.device)
+    until = torch.minimum(sizes, _alike(answers, sizes).sum(-1).masked_fill(_same(answers, sizes), 0).amax(-1) + 1)
+    each = token_log_probs(backbone, prefix, answers[:, :, : int(until.max())], until)
+    return among_candidates(each, answers[:, :, : each.shape[2]], until).sum(-1)
+
+
+def _alike(answers: Tensor, sizes: Tensor) -> Tensor:
+    """Whether two candidates are alike up to and with a token. (B, C, C, A)."""
+    real = torch.arange(answers.shape[2], device=answers.device) < sizes[:, :, None]
+    tokens = answers.masked_fill(~real, -1)
+    return ((tokens[:, :, None] == tokens[:, None]).long().cumprod(-1).bool()) & real[:, :, None]
+
+
+def _same(answers: Tensor, sizes: Tensor) -> Tensor:
+    """Whether two candidates have the same title, each with itself included. (B, C, C)."""
+    return (_alike(answers, sizes).sum(-1) == sizes[:, :, None]) & (sizes[:, :, None] == sizes[:, None])
 
 
 def among_candidates(each: Tensor, answers: Tensor, sizes: Tensor) -> Tensor:
     """Log-probabilities (B, C, A) of the answers' tokens, shared out among the tokens that continue some candidate."""
     real = torch.arange(answers.shape[2], device=answers.device) < sizes[:, :, None]
-    tokens = answers.masked_fill(~real, -1)
-    equal = (tokens[:, :, None] == tokens[:, None]).long().cumprod(-1).bool()  # (B, C, C, A): alike up to and with a token
+    equal = _alike(answers, sizes)
     before = torch.cat([torch.ones_like(equal[..., :1]), equal[..., :-1]], dim=-1) & real[:, None]
     times = equal.sum(2)  # how many candidates go on with the same token: it counts once
     reach = (each - times.clamp(min=1).log())[:, None].expand(-1, each.shape[1], -1, -1)
