@@ -52,7 +52,7 @@ def test_looks_entries_up_by_the_users_vector(pocket, titles):
 
 def test_finds_what_is_like_the_history(pocket, titles):
     assert share(pocket, titles, noise=0.5, who="history") >= SKILLS["history, noise 0.5"] - 0.1
-    assert share(pocket, titles, noise=1.0, who="both") > share(pocket, titles, noise=1.0, who="user")
+    assert share(pocket, titles, noise=3.0, who="both") > share(pocket, titles, noise=3.0, who="user")
 
 
 def test_picks_at_random_where_nothing_tells(pocket, titles):
