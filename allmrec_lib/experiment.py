@@ -2,7 +2,7 @@
 
     run = Experiment("movielens", profile="laptop")
     run.sasrec            # trained, or read from the store
-    run.hits(run.scores["SASRec"])
+    run.scores("SASRec")     # (N, 20), on the stored test candidates
 """
 
 from __future__ import annotations

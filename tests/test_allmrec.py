@@ -53,15 +53,20 @@ def task_of(model, world, config=CONFIG) -> Stage2Task:
     return Stage2Task(model, world, rows, x, _Part(held, drawn, torch.zeros(len(held), 4).double()), config, 0)
 
 
-def test_the_loss_is_equation_8(backbone, prompts, joint, world):
-    model = model_of(backbone, prompts, joint)
-    task = task_of(model, world)
-    rows = torch.arange(4)
+def loss_of(task, rows, world):
+    """The loss of some rows, those rows, and the candidates that it drew."""
     torch.manual_seed(7)
     found = float(task.loss(rows).detach())
     torch.manual_seed(7)
     part = task.rows.take(rows)
-    drawn = training_candidates(world, part, 4, int(torch.randint(2**31, (1,))))
+    return found, part, training_candidates(world, part, 4, int(torch.randint(2**31, (1,))))
+
+
+def test_the_loss_is_equation_8(backbone, prompts, joint, world):
+    model = model_of(backbone, prompts, joint)
+    task = task_of(model, world)
+    rows = torch.arange(4)
+    found, part, drawn = loss_of(task, rows, world)
     expected = 0.0
     with torch.no_grad():
         for row, prompt in enumerate(model.prompt_rows(part, drawn)):
@@ -84,11 +89,7 @@ def test_the_constrained_loss_is_that_of_constrained_decoding(backbone, prompts,
     model = model_of(backbone, prompts, joint)
     task = task_of(model, world, replace(CONFIG, loss="constrained"))
     rows = torch.arange(4)
-    torch.manual_seed(7)
-    found = float(task.loss(rows).detach())
-    torch.manual_seed(7)
-    part = task.rows.take(rows)
-    drawn = training_candidates(world, part, 4, int(torch.randint(2**31, (1,))))
+    found, part, drawn = loss_of(task, rows, world)
     scores = model.predict(part, drawn, task.x[rows], "constrained")
     assert found == pytest.approx(-scores[:, 0].mean(), abs=1e-5)
     with pytest.raises(ValueError, match="one of title, constrained"):
