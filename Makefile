@@ -9,6 +9,7 @@ PROFILE ?= laptop
 SEED ?= 0
 LLM ?= pocket
 DEVICE ?= cpu
+CHAPTERS ?= 01 02 03 04 05 06
 RUN := $(BIN)/python -m allmrec_lib.runner
 
 .PHONY: help setup book test chapter html notebooks clean
@@ -25,8 +26,8 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test]'
 	@touch $@
 
-book: $(STAMP) ## run the chapters on real data and render the book: DATASET=movielens PROFILE=laptop
-	@$(RUN) book --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
+book: $(STAMP) ## run the chapters on real data and render the book: DATASET=movielens CHAPTERS="01 02"
+	@$(RUN) book $(CHAPTERS) --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
 	@$(MAKE) --no-print-directory html
 
 chapter: $(STAMP) ## run one chapter: CH=03 DATASET=beauty PROFILE=laptop

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .config import Stage1Config
-from .recommenders.base import EmbeddingRecommender
+from .recommenders.base import EmbeddingRecommender, represent
 from .sequences import Rows, Sequences
 from .text import TextEncoder
 from .training import History, fit, split_batches
@@ -141,13 +141,6 @@ class AlignmentTask:
         with torch.no_grad():
             q_text = self.module.text(items, chunk=64)[place.to(self.device)]
             return -float(self._terms(batch, self.x_held[index.to(self.x_held.device)], q_text)["total"])
-
-
-@torch.no_grad()
-def represent(cf: EmbeddingRecommender, rows: Rows, device: str = "cpu", batch: int = 1024) -> Tensor:
-    """x^u of every row from the frozen CF model. (N, d)."""
-    out = torch.cat([cf.user_representation(h.to(device)) for h in rows.histories.split(batch)])
-    return out.clone()
 
 
 @torch.no_grad()

@@ -2,175 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from . import metrics
-from .config import Stage2Config, quiet
-from .llm import decoding
 from .llm.backbone import Backbone
 from .llm.soft_tokens import PromptBatch, PromptEncoder, embed, slot_items
-from .sequences import Candidates, Rows, Sequences, with_negatives
-from .training import History, bucketed_batches, fit
+from .ranker import LLMRecommender
 
 
-class ALLMRec:
-    """The recommender of the paper: frozen LLM, frozen CF model (as x^u), frozen joint embeddings, two projections."""
+class ALLMRec(LLMRecommender):
+    """The recommender of the paper: frozen LLM, frozen CF model (as x^u), frozen joint embeddings, two projections.
+
+    ``joint`` (n_items + 1, d') is what the item tokens carry. With the CF model's own item embeddings there instead, it is the
+    baseline MLP-LLM, which has no Stage 1.
+    """
 
     def __init__(self, backbone: Backbone, prompts: PromptEncoder, joint: Tensor, heads: nn.ModuleDict, history: int = 10):
-        self.backbone, self.prompts, self.history = backbone, prompts, history
+        super().__init__(backbone, prompts, history)
         self.joint, self.heads = joint.to(backbone.device), heads.to(backbone.device)
+        self.module = self.heads
 
     def embeds(self, batch: PromptBatch, x: Tensor) -> Tensor:
         """Input embeddings; every distinct item of the batch is projected once."""
         items, _ = slot_items(batch.ids)
         users = self.heads["user"](x.to(self.backbone.device))
         return embed(self.backbone, batch.ids, users, self.heads["item"](self.joint[items.to(self.joint.device)]))
-
-    def prompt_rows(self, rows: Rows, candidates: Candidates) -> list[list[int]]:
-        """The tokenised prompts of some rows, candidates in their stored order."""
-        shown = candidates.items.gather(1, candidates.order).tolist()
-        past = rows.histories[:, -self.history :].tolist()
-        return [self.prompts.prompt(h, c) for h, c in zip(past, shown, strict=True)]
-
-    def answers(self, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids (B, C, A), padded with 0, and lengths (B, C) of the candidates' answers."""
-        distinct, place = candidates.unique(return_inverse=True)
-        batch = PromptBatch.of([self.prompts.answer(i) for i in distinct.tolist()])
-        sizes = batch.lengths[place]
-        return batch.ids[place][:, :, : int(sizes.max())], sizes
-
-    def predict(self, rows: Rows, candidates: Candidates, x: Tensor, mode: str = "constrained", batch: int = 32,
-                label: str = "A-LLMRec") -> np.ndarray:  # fmt: skip
-        """Scores (N, C) of all candidates.
-
-        ``constrained``: log-probability of each title when one of them must be written; ``score``: its log-likelihood;
-        ``trie``: 1 for the candidate that greedy decoding among the titles writes, 0 for others (two candidates of one
-        title share it, and a tie counts against the model); ``free``: 1 for candidates whose title plain generation wrote
-        to the letter (no 1 in a row: an invalid answer).
-        Rows of similar prompt length are read together.
-        """
-        prompts = self.prompt_rows(rows, candidates)
-        order = torch.tensor([len(p) for p in prompts]).argsort(descending=True, stable=True)
-        out = np.zeros((len(rows), candidates.items.shape[1]), dtype=np.float32)
-        self.heads.eval()
-        parts = order.split(batch)
-        for part in tqdm(parts, desc=f"{label} ({mode})", disable=quiet(), leave=False, unit="batch"):
-            block = PromptBatch.of([prompts[i] for i in part.tolist()])
-            with torch.inference_mode():
-                prefix = decoding.read(self.backbone, self.embeds(block, x[part]), block.lengths)
-            out[part.numpy()] = self._decode(prefix, candidates.items[part], mode)
-        return out
-
-    def _decode(self, prefix: decoding.Prefix, items: Tensor, mode: str) -> np.ndarray:
-        answers, sizes = self.answers(items)
-        if mode == "score":
-            return decoding.score(self.backbone, prefix, answers, sizes).cpu().numpy()
-        if mode == "constrained":
-            return decoding.constrained(self.backbone, prefix, answers, sizes).cpu().numpy()
-        if mode == "trie":
-            return decoding.trie(self.backbone, prefix, answers, sizes).float().cpu().numpy()
-        if mode == "free":
-            written = decoding.free(self.backbone, prefix, self.prompts.end[0])
-            titles = [[self.prompts.title_ids[i] for i in row] for row in items.tolist()]
-            return np.array([[float(t == w) for t in row] for row, w in zip(titles, written, strict=True)], np.float32)
-        raise ValueError(f"unknown decoding {mode!r}; one of constrained, score, trie, free")
-
-
-@dataclass
-class _Part:
-    rows: Rows
-    candidates: Candidates
-    x: Tensor
-
-
-def training_candidates(sequences: Sequences, rows: Rows, count: int, seed: int) -> Candidates:
-    """Candidates for training rows: the target and ``count`` items the user never interacted with, in random order.
-
-    Negatives are items that occur in training: one that does not is never a target here, and as a negative it would teach
-    that an unknown item is a wrong one.
-    """
-    known = np.flatnonzero(sequences.train_counts())
-    return with_negatives(sequences, rows, count, np.random.default_rng([seed, 3]), known)
-
-
-class Stage2Task:
-    """Equation 8: the log-probability of the next item's title. New negatives and a new order every epoch.
-
-    With ``loss="constrained"`` a token competes with those that continue another candidate, not with the whole vocabulary:
-    what a small LLM gets wrong in copying a title is nothing that the projections could put right.
-    """
-
-    def __init__(self, model: ALLMRec, sequences: Sequences, rows: Rows, x: Tensor, validation: _Part, config: Stage2Config,
-                 seed: int):  # fmt: skip
-        if config.loss not in ("title", "constrained"):
-            raise ValueError(f"unknown stage2.loss {config.loss!r}; one of title, constrained")
-        self.model, self.module, self.config = model, model.heads, config
-        self.sequences, self.rows, self.x, self.validation = sequences, rows, x, validation
-        self.n_rows, self.seed = len(rows), seed
-        self.negatives = validation.candidates.items.shape[1] - 1
-        sizes = torch.tensor([len(t) for t in model.prompts.title_ids])
-        self.lengths = sizes[rows.histories[:, -model.history :]].sum(dim=1)
-
-    def parameters(self) -> list[dict]:
-        return [{"params": list(self.module.parameters()), "lr": self.config.lr}]
-
-    def batches(self, order: Tensor) -> list[Tensor]:
-        return bucketed_batches(order, self.config.batch_size, self.lengths)
-
-    def loss(self, rows: Tensor) -> Tensor:
-        part = self.rows.take(rows)
-        seed = int(torch.randint(2**31, (1,)))  # from the step's own seed
-        drawn = training_candidates(self.sequences, part, self.negatives, seed)
-        prompts = self.model.prompt_rows(part, drawn)
-        answers = [self.model.prompts.answer(i) for i in part.targets.tolist()]
-        block = PromptBatch.of([p + a[:-1] for p, a in zip(prompts, answers, strict=True)])
-        place = torch.cat([torch.arange(len(p) - 1, len(p) - 1 + len(a)) for p, a in zip(prompts, answers, strict=True)])
-        row = torch.cat([torch.full((len(a),), i) for i, a in enumerate(answers)])
-        hidden = self.model.backbone.hidden(self.model.embeds(block, self.x[rows]))
-        logits = self.model.backbone.logits(hidden[row.to(hidden.device), place.to(hidden.device)])
-        wanted = torch.cat([torch.tensor(a) for a in answers]).to(logits.device)
-        if self.config.loss == "constrained":
-            return self._constrained(logits, row, drawn.items) / len(rows)
-        return F.cross_entropy(logits, wanted, reduction="sum") / len(rows)
-
-    def _constrained(self, logits: Tensor, row: Tensor, items: Tensor) -> Tensor:
-        """Minus the log-probability of the targets (column 0 of ``items``) when only the candidates can be written.
-
-        logits (n, V) at the targets' tokens, ``row`` (n,) whose they are: a candidate that goes on as the target up to a
-        place is asked for its next token there, so that nothing but the target's own logits is needed.
-        """
-        answers, sizes = (t.to(logits.device) for t in self.model.answers(items))
-        row = row.to(logits.device)
-        depth = torch.arange(len(row), device=row.device) - (sizes[:, 0].cumsum(0) - sizes[:, 0])[row]
-        each = logits.new_zeros(answers.shape)
-        each[row, :, depth] = logits.gather(1, answers[row, :, depth])
-        return -decoding.among_candidates(each, answers, sizes)[:, 0].sum()
-
-    def validate(self) -> float:
-        part = self.validation
-        scores = self.model.predict(part.rows, part.candidates, part.x, batch=self.config.batch_size, label="validation")
-        return float(metrics.ndcg(metrics.ranks(scores), 10).mean())
-
-
-def train_stage2(model: ALLMRec, sequences: Sequences, train: tuple[Rows, Tensor], validation: tuple[Rows, Candidates, Tensor],
-                 config: Stage2Config, seed: int = 0, folder: Path | None = None) -> History:  # fmt: skip
-    """Train F_U and F_I, stopping early on validation NDCG@10. ``train``: rows and x^u; ``validation`` with candidates."""
-    rows, x = train
-    generator = torch.Generator().manual_seed(seed)
-    if config.max_rows is not None and config.max_rows < len(rows):
-        index = torch.randperm(len(rows), generator=generator)[: config.max_rows]
-        rows, x = rows.take(index), x[index]
-    held = _Part(*validation)
-    if config.eval_users is not None and config.eval_users < len(held.rows):
-        index = torch.randperm(len(held.rows), generator=generator)[: config.eval_users]
-        held = _Part(held.rows.take(index), held.candidates.take(index), held.x[index])
-    task = Stage2Task(model, sequences, rows, x, held, config, seed)
-    return fit(task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=seed, folder=folder,
-               label="Stage 2", evaluate_start=True)  # fmt: skip

@@ -12,7 +12,7 @@ import os
 import types
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -34,8 +34,8 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class SASRecConfig:
-    """Kang & McAuley 2018 as in the authors' copy: 2 blocks, 1 head, d = 50, BCE with one negative a position."""
+class SequentialConfig:
+    """SASRec, GRU4Rec and NextItNet; the defaults are SASRec's as in the authors' copy: 2 blocks, 1 head, d = 50."""
 
     dim: int = 50
     blocks: int = 2
@@ -49,6 +49,33 @@ class SASRecConfig:
     epochs: int = 200
     patience: int = 10
     eval_every: int = 5
+
+
+@dataclass(frozen=True)
+class MoRecConfig(SequentialConfig):
+    """SASRec's, and the sentence encoder of which ``train_layers`` layers learn (None: all; 0: frozen)."""
+
+    encoder: str = "all-MiniLM-L6-v2"
+    train_layers: int | None = None
+    max_text_tokens: int = 64
+    encoder_lr: float = 5e-5
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class NCFConfig:
+    """He et al. 2017: ReLU layers of falling width, 4 negatives a positive; ``neumf`` adds the elementwise product."""
+
+    dim: int = 50
+    layers: tuple[int, ...] = (64, 32, 16, 8)
+    neumf: bool = False
+    negatives: int = 4
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    epochs: int = 100
+    patience: int = 5
+    eval_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +110,7 @@ class Stage2Config:
     projection: str = "skip"
     likeness: float = 1.0  # "skip": how much of an item token starts as what makes like items alike
     loss: str = "title"  # equation 8; "constrained": each token against those that continue another candidate
-    joint: str = "auto"  # what the item tokens carry: "e", "q" (text), "both", or "auto": q for items that training never saw
+    joint: str = "auto"  # item tokens: "e", "q" (text), "both", "auto" (q where training saw no such item), "cf" (E)
     lr: float = 1e-4
     batch_size: int = 4
     epochs: int = 5
@@ -95,15 +122,29 @@ class Stage2Config:
 
 
 @dataclass(frozen=True)
+class TALLRecConfig(Stage2Config):
+    """LoRA as in Bao et al. 2023; trained like Stage 2, whose settings for soft tokens mean nothing here."""
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+
+
+@dataclass(frozen=True)
 class Profile:
     """All settings of one run; ``name`` and ``dataset`` say which file and section they came from."""
 
     name: str
     dataset: str
     data: DataConfig = field(default_factory=DataConfig)
-    sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+    ncf: NCFConfig = field(default_factory=NCFConfig)
+    gru4rec: SequentialConfig = field(default_factory=lambda: SequentialConfig(blocks=1))
+    nextitnet: SequentialConfig = field(default_factory=lambda: SequentialConfig(blocks=12, loss="ce"))
+    sasrec: SequentialConfig = field(default_factory=SequentialConfig)
+    morec: MoRecConfig = field(default_factory=MoRecConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
+    tallrec: TALLRecConfig = field(default_factory=TALLRecConfig)
 
     def rows(self) -> list[tuple[str, str, Any]]:
         """(section, setting, value) of everything, for a table."""
@@ -121,6 +162,8 @@ def _typed(section: str, key: str, value: Any, wanted: Any) -> Any:
     options = get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     if float in options and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if get_origin(wanted) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(section, key, each, get_args(wanted)[0]) for each in value)
     if not any(type(value) is option for option in options):
         names = " or ".join("none" if o is type(None) else o.__name__ for o in options)
         raise ConfigError(f"{section}.{key} = {value!r} is a {type(value).__name__}; it takes {names}")

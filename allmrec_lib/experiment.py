@@ -1,15 +1,16 @@
 """One dataset, one profile, one seed: everything a chapter asks for, loaded if it was made before, made otherwise.
 
     run = Experiment("movielens", profile="laptop")
-    run.sasrec            # trained, or read from the store
-    run.scores("SASRec")     # (N, 20), on the stored test candidates
+    run.recommender("SASRec")   # trained, or read from the store
+    run.scores("SASRec")        # (N, 20), on the stored test candidates
+
+``cf`` names the recommender that A-LLMRec stands on (Table 11 changes it).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,45 +19,39 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import datasets, metrics
-from .alignment import JointEmbeddings, joint_embeddings, represent, train_alignment
-from .allmrec import ALLMRec, train_stage2
+from .alignment import JointEmbeddings, joint_embeddings, train_alignment
+from .allmrec import ALLMRec
 from .config import Profile, load_profile
 from .llm.backbone import Backbone, load_backbone
+from .llm.prompts import TEXT_ONLY
 from .llm.soft_tokens import PromptEncoder
 from .projections import projections
-from .recommenders.base import aligned, score_rows
+from .ranker import LLMRecommender, train_answers
+from .recommenders.base import aligned, represent, score_rows
 from .recommenders.floors import FLOORS
-from .recommenders.sasrec import SASRec, train_sasrec
+from .recommenders.models import MODELS, model_named, train_recommender
 from .results import versions
 from .sequences import Candidates, Rows, Sequences, candidate_sets
 from .store import Store, code_digest
+from .tallrec import TALLRec
 from .text import TextEncoder, item_texts
-from .training import History
+from .training import load_trainable, read_history, trainable_state, write_history
 
+ASKING = ("sequences", "training", "metrics", "ranker", "llm.prompts", "llm.soft_tokens", "llm.backbone", "llm.decoding")
 CODE = {
     "candidates": ("sequences",),
-    "sasrec": ("sequences", "training", "metrics", "recommenders.sasrec", "recommenders.base"),
     "stage1": ("sequences", "training", "text", "alignment"),
-    "stage2": ("sequences", "training", "projections", "allmrec", "llm.prompts", "llm.soft_tokens", "llm.backbone",
-               "llm.decoding"),  # fmt: skip
+    "stage2": (*ASKING, "projections", "allmrec"),
+    "tallrec": (*ASKING, "tallrec"),
 }
 
 
-def _write_history(history: History, folder: Path) -> None:
-    (folder / "history.json").write_text(json.dumps({"rows": history.rows, "best": history.best,
-                                                     "best_epoch": history.best_epoch}))  # fmt: skip
-
-
-def read_history(folder: Path) -> History:
-    """The training history that lies with an artifact."""
-    return History(**json.loads((folder / "history.json").read_text()))
-
-
-# What a name in a table stands for, where it is A-LLMRec with other settings.
-VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}, "A-LLMRec (e+q)": {"stage2.joint": "both"}}
+# What a name in a table stands for, where it is A-LLMRec with other settings. MLP-LLM has no Stage 1.
+VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}, "A-LLMRec (e+q)": {"stage2.joint": "both"},
+            "MLP-LLM": {"stage2.joint": "cf"}}  # fmt: skip
 
 
 class Experiment:
@@ -67,11 +62,13 @@ class Experiment:
     """
 
     def __init__(self, dataset: str = "movielens", profile: str = "laptop", seed: int = 0, llm: str = "pocket",
-                 device: str = "cpu", overrides: dict[str, Any] | None = None, store: Store | None = None):  # fmt: skip
+                 device: str = "cpu", overrides: dict[str, Any] | None = None, store: Store | None = None,
+                 cf: str = "SASRec"):  # fmt: skip
         self.overrides = overrides or {}
         self.profile: Profile = load_profile(profile, dataset, overrides)
-        self.name, self.seed, self.llm, self.device = dataset, seed, llm, device
+        self.name, self.seed, self.llm, self.device, self.cf = dataset, seed, llm, device, cf
         self.store = store or Store()
+        self._recommenders: dict[str, nn.Module] = {}
 
     def about(self) -> str:
         """One line for the head of a chapter: what runs, on what, with which versions."""
@@ -82,7 +79,7 @@ class Experiment:
         """What a result depends on: settings, data and candidate hashes, the library's code."""
         return {"config": asdict(self.profile), "seed": self.seed, "llm": self.llm, "device": self.device,
                 "data": self.data.digest, "candidates": self.candidates["test"].digest,
-                "code": code_digest(*sorted({m for modules in CODE.values() for m in modules}))}  # fmt: skip
+                "code": code_digest(*sorted({m for modules in CODE.values() for m in modules} | set(MODELS[self.cf].code)))}  # fmt: skip
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -116,13 +113,21 @@ class Experiment:
 
     # -- models --------------------------------------------------------------------------------------------------------
 
+    def _cf_inputs(self, name: str) -> dict[str, Any]:
+        kind = model_named(name)
+        return {kind.section: asdict(getattr(self.profile, kind.section)), "seed": self.seed, "data": self.data.digest,
+                "code": code_digest(*kind.code), "candidates": self.candidates["validation"].digest}  # fmt: skip
+
     def _inputs(self, kind: str) -> dict[str, Any]:
-        own = {kind: asdict(getattr(self.profile, kind)), "seed": self.seed, f"{kind} code": code_digest(*CODE[kind])}
-        if kind == "sasrec":
-            return own | {"data": self.data.digest, "candidates": self.candidates["validation"].digest}
-        if kind == "stage1":
-            return own | self._inputs("sasrec")
-        return own | self._inputs("stage1") | {"llm": self.llm, "llm card": self._llm_mark}
+        own = {kind: asdict(getattr(self.profile, kind)), f"{kind} code": code_digest(*CODE[kind])}
+        asked = {"llm": self.llm, "llm card": self._llm_mark} if kind != "stage1" else {}
+        if kind == "tallrec":
+            before = {"seed": self.seed, "data": self.data.digest, "candidates": self.candidates["validation"].digest}
+        elif kind == "stage1" or self.profile.stage2.joint == "cf":
+            before = self._cf_inputs(self.cf)
+        else:
+            before = self._inputs("stage1")
+        return own | before | asked
 
     @cached_property
     def _llm_mark(self) -> str:
@@ -131,33 +136,48 @@ class Experiment:
         return f"{self.backbone.template.name} {hash_text(card)} {hashlib.sha256(weights).hexdigest()[:12]}"
 
     @cached_property
-    def sasrec_folder(self) -> Path:
+    def texts(self) -> list[str]:
+        """What a sentence encoder reads of every item, entry 0 for padding."""
+        return item_texts(self.data)
+
+    def recommender_folder(self, name: str) -> Path:
+        """The artifact of a trained recommender (a name of ``recommenders.models.MODELS``)."""
+        kind = model_named(name)
+
         def make(folder: Path) -> None:
-            model, history = train_sasrec(self.sequences, self.candidates["validation"], self.profile.sasrec, self.seed,
-                                          folder, self.device)  # fmt: skip
+            config = getattr(self.profile, kind.section)
+            model, history = train_recommender(name, self.sequences, self.texts, self.candidates["validation"], config,
+                                               self.seed, folder, self.device)  # fmt: skip
             save_file(model.state_dict(), folder / "model.safetensors")
-            _write_history(history, folder)
+            write_history(history, folder)
 
-        return self.store.get("sasrec", self._inputs("sasrec"), make)
+        return self.store.get(kind.section, self._cf_inputs(name), make)
 
-    @cached_property
-    def sasrec(self) -> SASRec:
-        """The pre-trained, frozen CF model."""
-        model = SASRec(self.sequences.n_items, self.profile.sasrec)
-        model.load_state_dict(load_file(self.sasrec_folder / "model.safetensors"))
-        return model.to(self.device).eval().requires_grad_(False)
+    def recommender(self, name: str) -> nn.Module:
+        """A trained recommender, frozen and in evaluation mode."""
+        if name not in self._recommenders:
+            kind = model_named(name)
+            model = kind.build(self.sequences, self.texts, getattr(self.profile, kind.section))
+            model.load_state_dict(load_file(self.recommender_folder(name) / "model.safetensors"))
+            self._recommenders[name] = model.to(self.device).eval().requires_grad_(False)
+        return self._recommenders[name]
+
+    @property
+    def cf_model(self) -> nn.Module:
+        """The pre-trained, frozen CF model that A-LLMRec stands on."""
+        return self.recommender(self.cf)
 
     @cached_property
     def stage1_folder(self) -> Path:
         settings = self.profile.stage1
 
         def make(folder: Path) -> None:
-            text = TextEncoder(settings.encoder, item_texts(self.data), settings.max_text_tokens, settings.train_layers,
+            text = TextEncoder(settings.encoder, self.texts, settings.max_text_tokens, settings.train_layers,
                                settings.precision)  # fmt: skip
-            model, history = train_alignment(self.sasrec, text, self.sequences, settings, self.profile.sasrec.max_len,
+            model, history = train_alignment(self.cf_model, text, self.sequences, settings, self.profile.sasrec.max_len,
                                              self.seed, folder, self.device)  # fmt: skip
-            joint_embeddings(model, self.sasrec).save(folder / "joint.safetensors")
-            _write_history(history, folder)
+            joint_embeddings(model, self.cf_model).save(folder / "joint.safetensors")
+            write_history(history, folder)
 
         return self.store.get("stage1", self._inputs("stage1"), make)
 
@@ -176,44 +196,77 @@ class Experiment:
 
     def x(self, rows: Rows) -> Tensor:
         """x^u of every row, on the CPU."""
-        return represent(self.sasrec, rows, self.device).cpu()
+        return represent(self.cf_model, rows, self.device).cpu()
+
+    def _x(self, model: LLMRecommender, rows: Rows) -> Tensor:
+        """x^u for a model that looks at it; nothing, (N, 0), for one that reads titles alone."""
+        return self.x(rows) if isinstance(model, ALLMRec) else torch.zeros(len(rows), 0)
 
     @cached_property
     def train_rows(self) -> Rows:
         return self.sequences.rows("train", self.profile.sasrec.max_len, all_items=self.profile.stage2.all_items)
 
+    @cached_property
+    def latent(self) -> Tensor:
+        """What the item tokens carry, (n_items + 1, d')."""
+        if self.profile.stage2.joint == "cf":
+            return self.cf_model.item_embeddings().cpu()
+        return self.joint.carried(self.profile.stage2.joint, torch.from_numpy(self.sequences.train_counts()))
+
     def untrained(self) -> ALLMRec:
         """A-LLMRec before Stage 2: its projections as they start."""
-        settings, train_x = self.profile.stage2, self.x(self.train_rows)
-        latent = self.joint.carried(settings.joint, torch.from_numpy(self.sequences.train_counts()))
-        heads = projections(settings, latent, self.sasrec.item_embeddings().cpu(), train_x, self.backbone, self.seed)
+        settings, train_x, latent = self.profile.stage2, self.x(self.train_rows), self.latent
+        heads = projections(settings, latent, self.cf_model.item_embeddings().cpu(), train_x, self.backbone, self.seed)
         return ALLMRec(self.backbone, self.prompts, latent, heads, settings.history)
+
+    def _asked(self, section: str, model: LLMRecommender, label: str) -> Path:
+        """The artifact of what learns in a model that asks an LLM."""
+
+        def make(folder: Path) -> None:
+            rows = self.rows("validation")
+            train = (self.train_rows, self._x(model, self.train_rows))
+            validation = (rows, self.candidates["validation"], self._x(model, rows))
+            config = getattr(self.profile, section)
+            history = train_answers(model, self.sequences, train, validation, config, self.seed, folder, label)
+            save_file({n: p.detach().cpu().contiguous() for n, p in trainable_state(model.module).items()},
+                      folder / "trained.safetensors")  # fmt: skip
+            write_history(history, folder)
+
+        return self.store.get(section, self._inputs(section), make)
 
     @cached_property
     def stage2_folder(self) -> Path:
-        def make(folder: Path) -> None:
-            model, rows = self.untrained(), self.rows("validation")
-            train = (self.train_rows, self.x(self.train_rows))
-            validation = (rows, self.candidates["validation"], self.x(rows))
-            history = train_stage2(model, self.sequences, train, validation, self.profile.stage2, self.seed, folder)
-            save_file({n: p.detach().cpu().contiguous() for n, p in model.heads.state_dict().items()},
-                      folder / "projections.safetensors")  # fmt: skip
-            _write_history(history, folder)
-
-        return self.store.get("stage2", self._inputs("stage2"), make)
+        return self._asked("stage2", self.untrained(), "Stage 2")
 
     @cached_property
     def allmrec(self) -> ALLMRec:
         """A-LLMRec after both stages."""
-        model = self.untrained()
-        model.heads.load_state_dict(load_file(self.stage2_folder / "projections.safetensors"))
-        model.heads.eval().requires_grad_(False)
+        return self._trained(self.untrained(), self.stage2_folder)
+
+    @cached_property
+    def tallrec(self) -> TALLRec:
+        """The LLM with trained adapters: a copy of its own."""
+        torch.manual_seed(self.seed)
+        backbone = load_backbone(self.llm, self.device, precision=self.profile.tallrec.precision, template=TEXT_ONLY.name)
+        model = TALLRec(backbone, PromptEncoder(backbone, self.data.titles, self.data.words), self.profile.tallrec)
+        return self._trained(model, self._asked("tallrec", model, "TALLRec"))
+
+    @staticmethod
+    def _trained(model: LLMRecommender, folder: Path) -> LLMRecommender:
+        load_trainable(model.module, load_file(folder / "trained.safetensors"))
+        model.module.eval().requires_grad_(False)
         return model
+
+    @cached_property
+    def llm_only(self) -> LLMRecommender:
+        """The LLM as it is, asked with titles alone (figure 6)."""
+        backbone = replace(self.backbone, template=TEXT_ONLY)
+        return LLMRecommender(backbone, PromptEncoder(backbone, self.data.titles, self.data.words), self.profile.stage2.history)
 
     def variant(self, model: str) -> Experiment:
         """The experiment in which ``model``, a name of :data:`VARIANTS`, is A-LLMRec."""
         changed = self.overrides | VARIANTS[model]
-        return Experiment(self.name, self.profile.name, self.seed, self.llm, self.device, changed, self.store)
+        return Experiment(self.name, self.profile.name, self.seed, self.llm, self.device, changed, self.store, self.cf)
 
     # -- scores on the test rows ---------------------------------------------------------------------------------------
 
@@ -225,10 +278,12 @@ class Experiment:
         if model in VARIANTS:
             return self.variant(model).scores("A-LLMRec", mode)
         inputs = {"model": model, "test": self.candidates["test"].digest, "code": code_digest("experiment")}
-        if model == "A-LLMRec":
-            inputs |= {"mode": mode} | self._inputs("stage2")
-        elif model == "SASRec":
-            inputs |= self._inputs("sasrec")
+        if model in MODELS:
+            inputs |= self._cf_inputs(model)
+        elif model == "LLM-Only":
+            inputs |= {"mode": mode, "llm": self._llm_mark, "code": code_digest("experiment", *ASKING)}
+        elif model in ("A-LLMRec", "TALLRec"):
+            inputs |= {"mode": mode} | self._inputs("stage2" if model == "A-LLMRec" else "tallrec")
 
         def make(folder: Path) -> None:
             np.save(folder / "scores.npy", self._score(model, mode), allow_pickle=False)
@@ -241,10 +296,12 @@ class Experiment:
             return np.random.default_rng(self.seed).random(candidates.items.shape)
         if model in FLOORS:
             return score_rows(FLOORS[model](self.sequences), rows, candidates)
-        if model == "SASRec":
-            return score_rows(self.sasrec, rows, candidates, self.device)
-        if model == "A-LLMRec":
-            return self.allmrec.predict(rows, candidates, self.x(rows), mode)
+        if model in MODELS:
+            return score_rows(self.recommender(model), rows, candidates, self.device)
+        asked = {"A-LLMRec": "allmrec", "TALLRec": "tallrec", "LLM-Only": "llm_only"}
+        if model in asked:
+            answering = getattr(self, asked[model])
+            return answering.predict(rows, candidates, self._x(answering, rows), mode)
         raise ValueError(f"unknown model {model!r}")
 
     def table(self, models: list[str]) -> pd.DataFrame:

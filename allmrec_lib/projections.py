@@ -48,8 +48,9 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, 
     compared by, B what items are compared by among themselves. E(.) is the best linear guess of the CF model's
     embeddings; U and V share out the CF model's scores evenly (both are the square root of the scores' singular values),
     so that O_u . O_i starts as the CF model's score, less what all items have in common, with as little else in the
-    tokens as possible. B latent_i, the latent's principal components, of size ``likeness`` against the rest, makes tokens
-    of like items alike. A and B have orthonormal columns: in the parts that the LLM reads, where its card names them
+    tokens as possible. B latent_i, the latent's principal components, each of the same spread (whitening: Su et al. 2021),
+    of size ``likeness`` against the rest, makes tokens of like items alike and of others not: without it, a few directions
+    in which all of a shop's items vary would decide. A and B have orthonormal columns: in the parts that the LLM reads, where its card names them
     (``reads``; then every token also has the constant that marks it), random and side by side otherwise.
 
     latent (n, d'), embeddings (n, d), x (N, d): some users' representations. Items are alike by the latent's columns from
@@ -63,7 +64,8 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, 
     user, item = _shared_out(x, (latent - centre) @ guess)
     user, item = user / (x @ user).norm(dim=1).mean(), guess @ item / ((latent - centre) @ guess @ item).norm(dim=1).mean()
     alike = torch.zeros(latent.shape[1], at.item.shape[1], dtype=torch.float64)
-    alike[alike_from:] = torch.linalg.svd((latent - centre)[:, alike_from:], full_matrices=False)[2].T[:, : at.item.shape[1]]
+    _, size, direction = torch.linalg.svd((latent - centre)[:, alike_from:], full_matrices=False)
+    alike[alike_from:] = (direction.T * _inverse(size))[:, : at.item.shape[1]]
     alike = likeness * alike / ((latent - centre) @ alike).norm(dim=1).mean()
     marked = at.constant.square().sum()
     to_user, to_item = ((token_dim / (1 + other + marked)) ** 0.5 for other in (0.0, likeness**2))  # to unit spread

@@ -153,10 +153,19 @@ class Sequences:
         """How often each item occurs in training. (n_items + 1,), entry 0 is padding's and 0."""
         return self._train_counts.copy()
 
+    def train_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct (user, item) pairs of training, sorted: users (P,), items (P,)."""
+        owners = np.repeat(np.arange(1, self.n_users + 1), self.lengths)
+        users, items = np.unique(np.stack([owners, self.flat])[:, self._in_training], axis=1)
+        return users, items
+
+    @cached_property
+    def _in_training(self) -> np.ndarray:
+        return np.arange(len(self.flat)) < np.repeat(self.starts[1:] - self.held_out, self.lengths)
+
     @cached_property
     def _train_counts(self) -> np.ndarray:
-        kept = np.arange(len(self.flat)) < np.repeat(self.starts[1:] - self.held_out, self.lengths)
-        return np.bincount(self.flat[kept], minlength=self.n_items + 1)
+        return np.bincount(self.flat[self._in_training], minlength=self.n_items + 1)
 
 
 def candidate_sets(
@@ -165,26 +174,29 @@ def candidate_sets(
     """One positive and ``n_negatives`` different items the user never interacted with, for each row of a part.
 
     Training, validation and test items are all excluded. ``max_users`` draws that many users with the seed (None: all).
-    Raises :class:`DataError` naming a user for whom the catalogue has too few other items.
+    Raises :class:`DataError` as :func:`with_negatives` does.
     """
     rows = sequences.rows(part, 1)
     rng = np.random.default_rng([seed, PARTS.index(part)])
     if max_users is not None and max_users < len(rows):
         rows = rows.take(torch.from_numpy(np.sort(rng.choice(len(rows), max_users, replace=False))))
-    users = rows.users.numpy()
-    owners = np.bincount(sequences._pairs // (sequences.n_items + 1), minlength=sequences.n_users + 1)
-    short = users[sequences.n_items - owners[users] < n_negatives]
-    if len(short):
-        raise DataError(
-            f"user {short[0]} interacted with {owners[short[0]]} of {sequences.n_items} items, which leaves fewer than "
-            f"{n_negatives} negatives; lower data.negatives or drop the user"
-        )
     return with_negatives(sequences, rows, n_negatives, rng, np.arange(1, sequences.n_items + 1))
 
 
 def with_negatives(sequences: Sequences, rows: Rows, count: int, rng: np.random.Generator, pool: np.ndarray) -> Candidates:
-    """The rows' targets, each with ``count`` different items of ``pool`` that the user never interacted with."""
+    """The rows' targets, each with ``count`` different items of ``pool`` that the user never interacted with.
+
+    Raises :class:`DataError` naming a user for whom the pool has too few other items.
+    """
     users = rows.users.numpy()
+    met = np.bincount((sequences._pairs // (sequences.n_items + 1))[np.isin(sequences._pairs % (sequences.n_items + 1), pool)],
+                      minlength=sequences.n_users + 1)  # fmt: skip
+    short = users[len(pool) - met[users] < count]
+    if len(short):
+        raise DataError(
+            f"user {short[0]} interacted with {met[short[0]]} of {len(pool)} items, which leaves fewer than {count} "
+            "negatives; lower data.negatives or drop the user"
+        )
     drawn = rng.choice(pool, (len(users), count))
     while True:
         wrong = sequences.interacted(users[:, None], drawn)

@@ -7,6 +7,7 @@ that a run which was killed and resumed gives the same numbers as one that was n
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,16 @@ class History:
 
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=["epoch", "loss", "metric", "seconds"])
+
+
+def write_history(history: History, folder: Path) -> None:
+    """Beside a trained model, as ``history.json``."""
+    (folder / "history.json").write_text(json.dumps(vars(history)))
+
+
+def read_history(folder: Path) -> History:
+    """The training history that lies with an artifact."""
+    return History(**json.loads((folder / "history.json").read_text()))
 
 
 def autocast(device: str, precision: str):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from allmrec_lib.alignment import Alignment, AlignmentTask, JointEmbeddings, joint_embeddings, losses, train_alignment
-from allmrec_lib.config import SASRecConfig, Stage1Config
+from allmrec_lib.config import SequentialConfig, Stage1Config
 from allmrec_lib.recommenders.sasrec import SASRec
 from allmrec_lib.text import TextEncoder, encoder_path
 
@@ -26,7 +26,7 @@ def text() -> TextEncoder:
 @pytest.fixture
 def cf() -> SASRec:
     torch.manual_seed(0)
-    return SASRec(60, SASRecConfig(dim=8, max_len=10)).eval().requires_grad_(False)
+    return SASRec(60, SequentialConfig(dim=8, max_len=10)).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("score", ["dot", "mean"])

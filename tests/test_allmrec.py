@@ -13,11 +13,12 @@ from conftest import TITLES, random_sequences
 
 from allmrec_lib import metrics
 from allmrec_lib.alignment import JointEmbeddings
-from allmrec_lib.allmrec import ALLMRec, Stage2Task, _Part, train_stage2, training_candidates
+from allmrec_lib.allmrec import ALLMRec
 from allmrec_lib.config import Stage2Config
 from allmrec_lib.experiment import Experiment
 from allmrec_lib.llm.backbone import Reads
 from allmrec_lib.projections import Projection, projections
+from allmrec_lib.ranker import AnswerTask, LLMRecommender, _Part, train_answers, training_candidates
 from allmrec_lib.sequences import candidate_sets
 
 CONFIG = Stage2Config(batch_size=4, epochs=2, lr=1e-2, history=3)
@@ -46,11 +47,11 @@ def model_of(backbone, prompts, joint, config=CONFIG, users=12) -> ALLMRec:
     return ALLMRec(backbone, prompts, joint.e.double(), heads, config.history)
 
 
-def task_of(model, world, config=CONFIG) -> Stage2Task:
+def task_of(model, world, config=CONFIG) -> AnswerTask:
     rows, held = world.rows("train", 8), world.rows("validation", 8)
     x = torch.randn(len(rows), 4, generator=torch.Generator().manual_seed(2)).double()
     drawn = candidate_sets(world, "validation", 4)
-    return Stage2Task(model, world, rows, x, _Part(held, drawn, torch.zeros(len(held), 4).double()), config, 0)
+    return AnswerTask(model, world, rows, x, _Part(held, drawn, torch.zeros(len(held), 4).double()), config, 0)
 
 
 def loss_of(task, rows, world):
@@ -98,13 +99,13 @@ def test_the_constrained_loss_is_that_of_constrained_decoding(backbone, prompts,
 
 def test_only_the_projections_learn(backbone, prompts, joint, world, monkeypatch):
     better = iter(range(9))
-    monkeypatch.setattr(Stage2Task, "validate", lambda task: next(better))  # otherwise the start might be kept
+    monkeypatch.setattr(AnswerTask, "validate", lambda task: next(better))  # otherwise the start might be kept
     model = model_of(backbone, prompts, joint)
     before = {n: p.clone() for n, p in backbone.model.named_parameters()}
     start = {n: p.detach().clone() for n, p in model.heads.named_parameters()}
     rows, held = world.rows("train", 8), world.rows("validation", 8)
     train = rows, torch.randn(len(rows), 4).double()
-    train_stage2(model, world, train, (held, candidate_sets(world, "validation", 4), torch.zeros(len(held), 4).double()), CONFIG)
+    train_answers(model, world, train, (held, candidate_sets(world, "validation", 4), torch.zeros(len(held), 4).double()), CONFIG)
     assert all(torch.equal(before[n], p) for n, p in backbone.model.named_parameters())
     assert all(not torch.equal(start[n], p) for n, p in model.heads.named_parameters())
 
@@ -115,6 +116,14 @@ def test_training_candidates(world):
     assert torch.equal(drawn.items[:, 0], rows.targets)
     assert not world.interacted(rows.users.numpy()[:, None], drawn.items[:, 1:].numpy()).any()
     assert drawn.digest == training_candidates(world, rows, 4, seed=1).digest != training_candidates(world, rows, 4, seed=2).digest
+
+
+def whitened(latent: torch.Tensor) -> torch.Tensor:
+    """Centred, then turned and stretched so that no direction varies more than another."""
+    centred = latent - latent.mean(0)
+    covariance = centred.T @ centred
+    values, vectors = torch.linalg.eigh(covariance)
+    return centred @ vectors @ torch.diag(values**-0.5)
 
 
 @pytest.mark.parametrize("likeness", [0.0, 0.7])
@@ -131,7 +140,7 @@ def test_the_linear_path_keeps_the_cf_models_scores_and_likenesses(likeness):
     known = embeddings[1:]
     wanted = x @ (known - known.mean(0)).T
     assert torch.allclose(tokens / tokens.norm(), wanted / wanted.norm(), atol=1e-5)
-    centred = latent[1:] - latent[1:].mean(0)
+    centred = whitened(latent[1:])
     of_cf = projections(Stage2Config(projection="skip", likeness=0.0), latent, embeddings, x, llm_of(40), seed=0)["item"](latent)[1:]
     alike = 0.4 * centred @ centred.T / centred.norm(dim=1).mean() ** 2  # 40 dimensions of spread 0.1
     expected = (of_cf @ of_cf.T + likeness**2 * alike) / (1 + likeness**2)
@@ -169,7 +178,7 @@ def test_with_both_embeddings_users_meet_e_and_items_are_alike_by_q():
     heads = projections(config, torch.cat([e, q], 1), e @ decoder, x, llm_of(40, Reads(slice(0, 8), slice(8, 16), 30)), seed=0)
     with torch.no_grad():
         items = heads["item"](torch.cat([e, q], 1))[1:, 8:16]
-    centred = q[1:] - q[1:].mean(0)
+    centred = whitened(q[1:])
     found, wanted = items @ items.T, centred @ centred.T
     assert torch.allclose(found / found.norm(), wanted / wanted.norm(), atol=1e-4)
 

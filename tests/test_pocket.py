@@ -82,7 +82,7 @@ def writer():
 
 @pytest.mark.parametrize("who", TELLERS)
 def test_who_tells_has_the_targets_vector(writer, who):
-    lists = writer.lists("recall", 40, 6, 5, told=1.0, who=who, again=2)
+    lists = writer.lists("recall", 40, 6, 5, told=1.0, who=who)
     count = int(-lists.ids.min()) - 1
     items, users = soft_vectors(count, lists, 0.0, torch.Generator().manual_seed(0), varied=False)
     for row in range(40):

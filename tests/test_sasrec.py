@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from allmrec_lib import metrics
-from allmrec_lib.config import SASRecConfig
+from allmrec_lib.config import SequentialConfig
 from allmrec_lib.recommenders.base import aligned, score_rows
 from allmrec_lib.recommenders.floors import CoOccurrence, Popularity, RepeatFirst
-from allmrec_lib.recommenders.sasrec import SASRec, draw_negatives, train_sasrec
+from allmrec_lib.recommenders.models import train_recommender
+from allmrec_lib.recommenders.sasrec import SASRec
+from allmrec_lib.recommenders.sequential import draw_negatives
 from allmrec_lib.sequences import Sequences, candidate_sets
 
-CONFIG = SASRecConfig(dim=16, max_len=8, dropout=0.2, epochs=30, eval_every=5, batch_size=64, lr=5e-3)
+CONFIG = SequentialConfig(dim=16, max_len=8, dropout=0.2, epochs=30, eval_every=5, batch_size=64, lr=5e-3)
 
 
 @pytest.fixture
@@ -75,8 +77,8 @@ def chain(users: int = 300, items: int = 30) -> Sequences:
 def test_it_learns_the_next_item(loss):
     sequences = chain()
     validation, test = (candidate_sets(sequences, part) for part in ("validation", "test"))
-    config = SASRecConfig(**{**vars(CONFIG), "loss": loss})
-    model, history = train_sasrec(sequences, validation, config)
+    config = SequentialConfig(**{**vars(CONFIG), "loss": loss})
+    model, history = train_recommender("SASRec", sequences, [], validation, config)
     rows = aligned(sequences.rows("test", 8), test)
     hit = metrics.per_user(score_rows(model, rows, test))["hit@1"].mean()
     floor = metrics.per_user(score_rows(Popularity(sequences), rows, test))["hit@1"].mean()
@@ -88,11 +90,11 @@ def test_it_learns_the_next_item(loss):
 def test_training_twice_gives_the_same_weights_also_after_an_interruption(tmp_path):
     sequences = chain(60)
     validation = candidate_sets(sequences, "validation")
-    config = SASRecConfig(**{**vars(CONFIG), "epochs": 4, "eval_every": 2})
-    models = [train_sasrec(sequences, validation, config, seed=5)[0] for _ in range(2)]
-    half = SASRecConfig(**{**vars(config), "epochs": 2})
-    train_sasrec(sequences, validation, half, seed=5, folder=tmp_path)
-    models.append(train_sasrec(sequences, validation, config, seed=5, folder=tmp_path)[0])
+    config = SequentialConfig(**{**vars(CONFIG), "epochs": 4, "eval_every": 2})
+    models = [train_recommender("SASRec", sequences, [], validation, config, seed=5)[0] for _ in range(2)]
+    half = SequentialConfig(**{**vars(config), "epochs": 2})
+    train_recommender("SASRec", sequences, [], validation, half, seed=5, folder=tmp_path)
+    models.append(train_recommender("SASRec", sequences, [], validation, config, seed=5, folder=tmp_path)[0])
     for other in models[1:]:
         assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), other.parameters(), strict=True))
 

@@ -71,7 +71,7 @@ class Maker:
         size = int(rng.integers(max(2, top // 2), top + 1))
         history = min(self.recipe.history, max(0, top - 3))
         batch = max(8, self.recipe.batch_tokens // (45 + 8 * (size + history // 2)))
-        return self.writer.lists(name, batch, size, history, again=6 if name == "recall" else 0)
+        return self.writer.lists(name, batch, size, history)
 
     def train_step(self) -> None:
         recipe = self.recipe

@@ -55,7 +55,7 @@ class TitleSource:
         return self._invented()
 
     def several(self, count: int) -> list[str]:
-        """Different titles; in one list of three, some begin alike."""
+        """Different titles; in every other list some begin alike, as the products of one maker do."""
         titles: dict[str, None] = {}
         family = self.rng.random() < 0.5
         stem = " ".join(self.one().split()[: self.rng.integers(1, 4)])
@@ -93,7 +93,6 @@ class Lists:
     by_user: Tensor
     near: Tensor
     first: Tensor
-    again: Tensor  # (B, Q) further items asked about at the end (``recall`` only); their vectors are the last Q slots
 
 
 class _Document(NamedTuple):
@@ -105,7 +104,6 @@ class _Document(NamedTuple):
     by_user: bool
     near: list[int]
     first: int
-    again: list[int]
 
 
 class Writer:
@@ -137,7 +135,7 @@ class Writer:
                 ids += self._text(piece)
         return ids, hints
 
-    def lists(self, template: str, batch: int, size: int, history: int, told: float = 0.9, titles=None, again: int = 0,
+    def lists(self, template: str, batch: int, size: int, history: int, told: float = 0.9, titles=None,
               who: str | None = None) -> Lists:  # fmt: skip
         """``batch`` documents with ``size`` candidates and up to ``history`` items before them.
 
@@ -146,14 +144,13 @@ class Writer:
         """
         draw = titles or self.titles.several
         past = history if who else int(self.rng.integers(0, history + 1))
-        rows = [self._one(template, size, past, told, draw, again, who) for _ in range(batch)]
+        rows = [self._one(template, size, past, told, draw, who) for _ in range(batch)]
         width = max(len(row.ids) for row in rows)
         blank = torch.full((batch, width), -100)
         near = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.near, dtype=torch.long) for row in rows], batch_first=True)
         target, by_user, first = (torch.tensor([getattr(row, name) for row in rows]) for name in ("target", "by_user", "first"))
-        asked_again = torch.tensor([row.again for row in rows], dtype=torch.long)
         ids = torch.zeros(batch, width, dtype=torch.long)
-        out = Lists(ids, blank, blank.clone(), target, by_user, near, first, asked_again)
+        out = Lists(ids, blank, blank.clone(), target, by_user, near, first)
         for number, row in enumerate(rows):
             out.ids[number, : len(row.ids)] = torch.tensor(row.ids)
             wanted = torch.tensor(row.ids[row.first + 1 :])
@@ -162,7 +159,7 @@ class Writer:
                 out.hints[number, place] = token
         return out
 
-    def _one(self, template: str, size: int, history: int, told: float, draw, again: int, who: str | None) -> _Document:
+    def _one(self, template: str, size: int, history: int, told: float, draw, who: str | None) -> _Document:
         rng = self.rng
         texts = draw(size + history)
         ids_of = {item: self._text(t)[: self.limit] for item, t in enumerate(texts, 1)}
@@ -181,12 +178,9 @@ class Writer:
         ids, hints = self._render(recommendation_prompt(shape, words, past, candidates), ids_of)
         first = len(ids) - 1
         ids += ids_of[target] + self.end
-        more = rng.integers(1, size + 1, again).tolist()
-        for place, item in enumerate(more, size + history + 1):
-            ids += [*self._text(". The recommendation for "), -(place + 1), *self._text(' is "'), *ids_of[item], *self.end]
         after = shape is not TEXT_ONLY and shape.entry.index("{item}") > shape.entry.index("{title}")
         known = by_user or bool(near) or repeated
-        return _Document(ids, hints if after else {}, target if known else 0, by_user, near, first, more)
+        return _Document(ids, hints if after else {}, target if known else 0, by_user, near, first)
 
     def _tellers(self, told: float, history: int, who: str | None) -> tuple[bool, list[int]]:
         """Whether the user's vector tells the target, and which entries of the history (numbered from 1) do."""
@@ -225,8 +219,7 @@ class Writer:
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = ids[:, 1:]
         zero = torch.zeros(batch, dtype=torch.long)
-        none = zero[:, None][:, :0]
-        return Lists(ids, labels, torch.full_like(ids, -100), zero, zero.bool(), none, zero, none)
+        return Lists(ids, labels, torch.full_like(ids, -100), zero, zero.bool(), zero[:, None][:, :0], zero)
 
 
 def soft_vectors(count: int, lists: Lists, noise: float, generator: torch.Generator,
@@ -240,7 +233,7 @@ def soft_vectors(count: int, lists: Lists, noise: float, generator: torch.Genera
     """
     batch, target = len(lists.ids), lists.target
     near = target[:, None].expand(-1, lists.near.shape[1])
-    asked = torch.cat([target[:, None], lists.again, near], dim=1)
+    asked = torch.cat([target[:, None], near], dim=1)
     draw = {part: _spectrum(batch, size, varied, generator) for part, size in (("user", 64), ("item", 63))}
     items = {part: draw[part](count) for part in draw}
     level = torch.rand(batch, asked.shape[1], 1, generator=generator) * -noise if noise < 0 else noise
@@ -248,12 +241,9 @@ def soft_vectors(count: int, lists: Lists, noise: float, generator: torch.Genera
     for part in draw:
         at = (asked - 1).clamp(min=0)[..., None].expand(-1, -1, items[part].shape[-1])
         picked[part] = items[part].gather(1, at) + level * draw[part](asked.shape[1])
-    questions = lists.again.shape[1]
-    if questions:
-        items["user"][:, count - questions :] = picked["user"][:, 1 : questions + 1]
     rows, places = (lists.near > 0).nonzero(as_tuple=True)
     for part in draw:
-        told = picked[part][rows, 1 + questions + places]
+        told = picked[part][rows, 1 + places]
         if part == "user":  # what is alike to users is like often, not always
             other = torch.rand(len(rows), 1, generator=generator) < 0.5
             told = told.where(other, items[part][rows, lists.near[rows, places] - 1])

@@ -12,7 +12,11 @@ from ..sequences import Candidates, Rows
 
 
 class Recommender(Protocol):
-    """What every model offers. Item ids count from 1; histories are padded with 0 on the left."""
+    """What every model offers. Item ids count from 1; histories are padded with 0 on the left.
+
+    A model that knows users by number, not by history, says so by an attribute ``by_user = True``; it is given user numbers
+    (B,) where others are given histories.
+    """
 
     def score(self, histories: Tensor, candidates: Tensor) -> Tensor:
         """(B, L) and (B, C) -> (B, C), higher is better."""
@@ -28,6 +32,17 @@ class EmbeddingRecommender(Recommender, Protocol):
         """x^u: (B, L) -> (B, d)."""
 
 
+def inputs_of(model: Recommender, rows: Rows) -> Tensor:
+    """What the model knows the rows' users by: histories (N, L), or user numbers (N,)."""
+    return rows.users if getattr(model, "by_user", False) else rows.histories
+
+
+@torch.no_grad()
+def represent(model: EmbeddingRecommender, rows: Rows, device: str = "cpu", batch: int = 1024) -> Tensor:
+    """x^u of every row. (N, d)."""
+    return torch.cat([model.user_representation(part.to(device)) for part in inputs_of(model, rows).split(batch)]).clone()
+
+
 @torch.no_grad()
 def score_rows(model: Recommender, rows: Rows, candidates: Candidates, device: str = "cpu", batch: int = 1024):
     """The model's scores of every candidate of every row, a NumPy array (N, C).
@@ -38,7 +53,7 @@ def score_rows(model: Recommender, rows: Rows, candidates: Candidates, device: s
         raise ValueError("the rows and the candidates are of different users; take both from the same part")
     pieces = [
         model.score(h.to(device), c.to(device)).float().cpu()
-        for h, c in zip(rows.histories.split(batch), candidates.items.split(batch), strict=True)
+        for h, c in zip(inputs_of(model, rows).split(batch), candidates.items.split(batch), strict=True)
     ]
     return torch.cat(pieces).numpy() if pieces else np.zeros((0, candidates.items.shape[1]))
 

@@ -29,9 +29,8 @@ class CoOccurrence:
     item of the history, an item with itself left out."""
 
     def __init__(self, sequences: Sequences):
-        kept = np.arange(len(sequences.flat)) < np.repeat(sequences.starts[1:] - sequences.held_out, sequences.lengths)
-        owners = np.repeat(np.arange(sequences.n_users), sequences.lengths)[kept]
-        users, items = np.unique(np.stack([owners, sequences.flat[kept]]), axis=1)
+        users, items = sequences.train_pairs()
+        users = users - 1
         size = np.bincount(items, minlength=sequences.n_items + 1)
         values = torch.from_numpy(size[items] ** -0.5)  # columns of length 1
         shape = (sequences.n_users, sequences.n_items + 1)

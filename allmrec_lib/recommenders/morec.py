@@ -1,0 +1,49 @@
+"""MoRec: a recommender whose items are their texts (Yuan et al., SIGIR 2023, "ID- vs. modality-based").
+
+The item table of SASRec is replaced by a sentence embedding, a dense layer and GELU, trained with the recommender end to end.
+``train_layers`` (None: all) of the sentence encoder learn too, at ``encoder_lr``; with 0 the texts are encoded once, and the
+embeddings are what A-LLMRec's authors say of their MoRec: made from Sentence-BERT's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import MoRecConfig
+from ..text import TextEncoder
+from .sasrec import SASRec
+
+
+class MoRec(SASRec):
+    """SASRec over E_i = GELU(W Q_i + b); Q_i is the sentence embedding of item i's text."""
+
+    def __init__(self, n_items: int, config: MoRecConfig, texts: list[str]):
+        super().__init__(n_items, config)
+        del self.items
+        encoder = TextEncoder(config.encoder, texts, config.max_text_tokens, config.train_layers, config.precision)
+        self.dense = nn.Linear(encoder.dim, config.dim)
+        nn.init.xavier_normal_(self.dense.weight)
+        self.text = encoder if config.train_layers != 0 else None
+        if self.text is None:
+            self.register_buffer("features", F.normalize(encoder.encode_all(), dim=1) * encoder.dim**0.5, persistent=False)
+
+    def _embedded(self, features: Tensor, items: Tensor) -> Tensor:
+        return F.gelu(self.dense(features)) * (items != 0).unsqueeze(-1)
+
+    def item_embeddings(self) -> Tensor:
+        every = torch.arange(self.features.shape[0] if self.text is None else len(self.text.lengths))
+        features = self.features if self.text is None else self.text.encode_all().to(self.dense.weight.device)
+        return self._embedded(features, every.to(features.device))
+
+    def embed(self, items: Tensor) -> Tensor:
+        if self.text is None or not self.training:
+            return super().embed(items)
+        distinct, place = items.unique(return_inverse=True)
+        return self._embedded(self.text(distinct).to(items.device), distinct)[place]
+
+    def groups(self) -> list[dict]:
+        text = [p for name, p in self.named_parameters() if name.startswith("text.") and p.requires_grad]
+        own = [p for name, p in self.named_parameters() if not name.startswith("text.")]
+        return [{"params": own, "lr": self.config.lr}, *([{"params": text, "lr": self.config.encoder_lr}] if text else [])]
