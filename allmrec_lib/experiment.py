@@ -38,7 +38,7 @@ from .sequences import Candidates, Rows, Sequences, candidate_sets
 from .store import Store, code_digest
 from .tallrec import TALLRec
 from .text import TextEncoder, item_texts
-from .training import load_trainable, read_history, trainable_state, write_history
+from .training import load_trainable, trainable_state, write_history
 
 ASKING = ("sequences", "training", "metrics", "ranker", "llm.prompts", "llm.soft_tokens", "llm.backbone", "llm.decoding")
 CODE = {
@@ -77,9 +77,10 @@ class Experiment:
 
     def record(self) -> dict[str, Any]:
         """What a result depends on: settings, data and candidate hashes, the library's code."""
+        modules = {module for group in CODE.values() for module in group} | set(MODELS[self.cf].code)
         return {"config": asdict(self.profile), "seed": self.seed, "llm": self.llm, "device": self.device,
                 "data": self.data.digest, "candidates": self.candidates["test"].digest,
-                "code": code_digest(*sorted({m for modules in CODE.values() for m in modules} | set(MODELS[self.cf].code)))}  # fmt: skip
+                "code": code_digest(*sorted(modules))}  # fmt: skip
 
     # -- data ----------------------------------------------------------------------------------------------------------
 

@@ -44,14 +44,14 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, 
                  reads: Reads | None = None, alike_from: int = 0) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
     """Where the linear paths start: (weight, bias) for users and items.
 
-    O_u = A U x^u and O_i = A V (E(latent_i) - mean) + B latent_i: A puts into the token space what users and items are
+    O_u = A U x^u and O_i = A V (E(latent_i) - mean) + B W latent_i: A puts into the token space what users and items are
     compared by, B what items are compared by among themselves. E(.) is the best linear guess of the CF model's
     embeddings; U and V share out the CF model's scores evenly (both are the square root of the scores' singular values),
     so that O_u . O_i starts as the CF model's score, less what all items have in common, with as little else in the
-    tokens as possible. B latent_i, the latent's principal components, each of the same spread (whitening: Su et al. 2021),
-    of size ``likeness`` against the rest, makes tokens of like items alike and of others not: without it, a few directions
-    in which all of a shop's items vary would decide. A and B have orthonormal columns: in the parts that the LLM reads, where its card names them
-    (``reads``; then every token also has the constant that marks it), random and side by side otherwise.
+    tokens as possible. W latent_i, the latent's principal components brought to one spread (whitening: Su et al. 2021) and
+    of size ``likeness`` against the rest, makes tokens of like items alike and others not: as they are, a few directions in
+    which all of a shop's items vary would decide. A and B have orthonormal columns: in the parts that the LLM reads, where
+    its card names them (``reads``; then every token also has the constant that marks it), random and side by side otherwise.
 
     latent (n, d'), embeddings (n, d), x (N, d): some users' representations. Items are alike by the latent's columns from
     ``alike_from`` on.

@@ -109,8 +109,8 @@ class AnswerTask:
     what a small LLM gets wrong in copying a title is nothing that the projections could put right.
     """
 
-    def __init__(self, model: LLMRecommender, sequences: Sequences, rows: Rows, x: Tensor, validation: _Part, config: Stage2Config,
-                 seed: int):  # fmt: skip
+    def __init__(self, model: LLMRecommender, sequences: Sequences, rows: Rows, x: Tensor, validation: _Part,
+                 config: Stage2Config, seed: int):  # fmt: skip
         if config.loss not in ("title", "constrained"):
             raise ValueError(f"unknown stage2.loss {config.loss!r}; one of title, constrained")
         self.model, self.module, self.config = model, model.module, config
@@ -161,9 +161,13 @@ class AnswerTask:
         return float(metrics.ndcg(metrics.ranks(scores), 10).mean())
 
 
-def train_answers(model: LLMRecommender, sequences: Sequences, train: tuple[Rows, Tensor], validation: tuple[Rows, Candidates, Tensor],
-                 config: Stage2Config, seed: int = 0, folder: Path | None = None, label: str = "Stage 2") -> History:  # fmt: skip
-    """Train what learns in ``model`` (A-LLMRec: F_U and F_I), stopping early on validation NDCG@10. ``train``: rows and x^u; ``validation`` with candidates."""
+def train_answers(model: LLMRecommender, sequences: Sequences, train: tuple[Rows, Tensor],
+                  validation: tuple[Rows, Candidates, Tensor], config: Stage2Config, seed: int = 0,
+                  folder: Path | None = None, label: str = "Stage 2") -> History:  # fmt: skip
+    """Train what learns in ``model`` (A-LLMRec: F_U and F_I), stopping early on validation NDCG@10.
+
+    ``train``: rows and x^u; ``validation``: rows, candidates and x^u.
+    """
     rows, x = train
     generator = torch.Generator().manual_seed(seed)
     if config.max_rows is not None and config.max_rows < len(rows):

@@ -18,7 +18,7 @@ from allmrec_lib.config import Stage2Config
 from allmrec_lib.experiment import Experiment
 from allmrec_lib.llm.backbone import Reads
 from allmrec_lib.projections import Projection, projections
-from allmrec_lib.ranker import AnswerTask, LLMRecommender, _Part, train_answers, training_candidates
+from allmrec_lib.ranker import AnswerTask, _Part, train_answers, training_candidates
 from allmrec_lib.sequences import candidate_sets
 
 CONFIG = Stage2Config(batch_size=4, epochs=2, lr=1e-2, history=3)

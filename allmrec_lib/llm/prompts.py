@@ -3,7 +3,7 @@
 A prompt is a list of *pieces*: text, and slots that a vector takes (a soft token). Titles are pieces of their own, so
 that a title is cut into the same tokens in the list and in the answer, and an answer can be followed token by token.
 
-Three templates (Kim et al. 2024, figures 3 and 6, and two that a very small LLM can follow):
+Three templates (Kim et al. 2024, figure 3, and two that are easier for a small LLM; its card says which it wants):
 
 * ``paper``: the user token opens the prompt, each item token comes *after* its title.
 * ``item-first``: as ``paper``, each item token *before* its title.

@@ -102,7 +102,8 @@ def train_ncf(model: NCF, sequences: Sequences, validation: Candidates, seed: in
               device: str = "cpu", label: str = "NCF") -> History:  # fmt: skip
     """Train NCF, stopping early on validation NDCG@10; the best weights stay in it, frozen."""
     config = model.config
-    history = fit(NCFTask(model, sequences, validation, device), epochs=config.epochs, patience=config.patience,
-                  eval_every=config.eval_every, seed=seed, folder=folder, label=label, weight_decay=config.weight_decay)  # fmt: skip
+    task = NCFTask(model, sequences, validation, device)
+    history = fit(task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=seed,
+                  folder=folder, label=label, weight_decay=config.weight_decay)  # fmt: skip
     model.requires_grad_(False)
     return history
