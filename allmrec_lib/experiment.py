@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -121,7 +120,7 @@ class Experiment:
 
     def _inputs(self, kind: str) -> dict[str, Any]:
         own = {kind: asdict(getattr(self.profile, kind)), f"{kind} code": code_digest(*CODE[kind])}
-        asked = {"llm": self.llm, "llm card": self._llm_mark} if kind != "stage1" else {}
+        asked = {"llm": self.llm, "llm card": self.backbone.mark} if kind != "stage1" else {}
         if kind == "tallrec":
             before = {"seed": self.seed, "data": self.data.digest, "candidates": self.candidates["validation"].digest}
         elif kind == "stage1" or self.profile.stage2.joint == "cf":
@@ -129,12 +128,6 @@ class Experiment:
         else:
             before = self._inputs("stage1")
         return own | before | asked
-
-    @cached_property
-    def _llm_mark(self) -> str:
-        card = self.backbone.model.config.to_json_string(use_diff=True)
-        weights = next(self.backbone.model.parameters()).detach().float().cpu().numpy().tobytes()
-        return f"{self.backbone.template.name} {hash_text(card)} {hashlib.sha256(weights).hexdigest()[:12]}"
 
     @cached_property
     def texts(self) -> list[str]:
@@ -282,7 +275,7 @@ class Experiment:
         if model in MODELS:
             inputs |= self._cf_inputs(model)
         elif model == "LLM-Only":
-            inputs |= {"mode": mode, "llm": self._llm_mark, "code": code_digest("experiment", *ASKING)}
+            inputs |= {"mode": mode, "llm": self.backbone.mark, "code": code_digest("experiment", *ASKING)}
         elif model in ("A-LLMRec", "TALLRec"):
             inputs |= {"mode": mode} | self._inputs("stage2" if model == "A-LLMRec" else "tallrec")
 
@@ -314,8 +307,3 @@ class Experiment:
             lines.append({"model": model, "hit@1": hit.value, "low": hit.low, "high": hit.high}
                          | {m: float(values[m].mean()) for m in ("hit@5", "ndcg@10", "mrr")})  # fmt: skip
         return pd.DataFrame(lines).set_index("model")
-
-
-def hash_text(text: str) -> str:
-    """A short hash of a text, the same on every machine."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

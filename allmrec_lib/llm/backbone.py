@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -65,6 +67,13 @@ class Backbone:
     @property
     def spread(self) -> float:
         return float(self.embedding.weight.float().std())
+
+    @cached_property
+    def mark(self) -> str:
+        """What tells this LLM from any other: template, configuration, a hash of its token embeddings."""
+        card = hashlib.sha256(self.model.config.to_json_string(use_diff=True).encode()).hexdigest()[:12]
+        weights = next(self.model.parameters()).detach().float().cpu().numpy().tobytes()
+        return f"{self.template.name} {card} {hashlib.sha256(weights).hexdigest()[:12]}"
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a piece of a prompt, without special tokens."""
