@@ -271,11 +271,11 @@ class Experiment:
         """
         if model in VARIANTS:
             return self.variant(model).scores("A-LLMRec", mode)
-        inputs = {"model": model, "test": self.candidates["test"].digest, "code": code_digest("experiment")}
+        inputs = {"model": model, "test": self.candidates["test"].digest, "scored by": code_digest("experiment")}
         if model in MODELS:
             inputs |= self._cf_inputs(model)
         elif model == "LLM-Only":
-            inputs |= {"mode": mode, "llm": self.backbone.mark, "code": code_digest("experiment", *ASKING)}
+            inputs |= {"mode": mode, "llm": self.backbone.mark, "code": code_digest(*ASKING)}
         elif model in ("A-LLMRec", "TALLRec"):
             inputs |= {"mode": mode} | self._inputs("stage2" if model == "A-LLMRec" else "tallrec")
 
