@@ -34,21 +34,27 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class SequentialConfig:
-    """SASRec, GRU4Rec and NextItNet; the defaults are SASRec's as in the authors' copy: 2 blocks, 1 head, d = 50."""
+class RecommenderConfig:
+    """What every trained recommender has: d and batches of section 5.1, and when training stops."""
 
     dim: int = 50
-    blocks: int = 2
-    heads: int = 1
-    max_len: int = 50
-    dropout: float = 0.5
-    loss: str = "bce"  # "bce": one uniform negative a position; "ce": softmax over all items
     lr: float = 1e-3
     weight_decay: float = 0.0
     batch_size: int = 128
     epochs: int = 200
     patience: int = 10
     eval_every: int = 5
+
+
+@dataclass(frozen=True)
+class SequentialConfig(RecommenderConfig):
+    """SASRec, GRU4Rec and NextItNet; the defaults are SASRec's as in the authors' copy: 2 blocks, 1 head."""
+
+    blocks: int = 2
+    heads: int = 1
+    max_len: int = 50
+    dropout: float = 0.5
+    loss: str = "bce"  # "bce": one uniform negative a position; "ce": softmax over all items
 
 
 @dataclass(frozen=True)
@@ -63,16 +69,50 @@ class MoRecConfig(SequentialConfig):
 
 
 @dataclass(frozen=True)
-class NCFConfig:
+class CTRLConfig(SequentialConfig):
+    """SASRec's, and the contrastive training before it: ``parts`` sub-representations of each side, ``samples`` histories
+    with their next item (None: all), of which the ``text_history`` last titles are told in words."""
+
+    encoder: str = "all-MiniLM-L6-v2"
+    train_layers: int | None = None
+    max_text_tokens: int = 256
+    encoder_lr: float = 5e-5
+    precision: str = "fp32"
+    parts: int = 3
+    contrast: str = "infonce"  # "bce": the authors' file, every pair of a batch alone
+    temperature: float = 0.07
+    contrast_batch: int = 32
+    contrast_epochs: int = 10
+    samples: int | None = None
+    text_history: int = 10
+
+
+@dataclass(frozen=True)
+class RecFormerConfig(RecommenderConfig):
+    """Li et al. 2023. ``checkpoint``: a Longformer by folder or hub name; "" builds a small one (``layers``, ``heads``,
+    ``inner``) over the word embeddings of ``encoder``, whose size is then d."""
+
+    checkpoint: str = ""
+    encoder: str = "all-MiniLM-L6-v2"
+    layers: int = 2
+    heads: int = 6
+    inner: int = 768
+    window: int = 64
+    attribute_tokens: int = 32
+    max_len: int = 50  # items, newest first
+    max_tokens: int = 1024
+    positions: int = 1  # of each user, drawn anew every epoch
+    temperature: float = 0.05
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class NCFConfig(RecommenderConfig):
     """He et al. 2017: ReLU layers of falling width, 4 negatives a positive; ``neumf`` adds the elementwise product."""
 
-    dim: int = 50
     layers: tuple[int, ...] = (64, 32, 16, 8)
     neumf: bool = False
     negatives: int = 4
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    batch_size: int = 128
     epochs: int = 100
     patience: int = 5
     eval_every: int = 1
@@ -142,6 +182,8 @@ class Profile:
     nextitnet: SequentialConfig = field(default_factory=lambda: SequentialConfig(blocks=12, loss="ce"))
     sasrec: SequentialConfig = field(default_factory=SequentialConfig)
     morec: MoRecConfig = field(default_factory=MoRecConfig)
+    ctrl: CTRLConfig = field(default_factory=CTRLConfig)
+    recformer: RecFormerConfig = field(default_factory=RecFormerConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
     tallrec: TALLRecConfig = field(default_factory=TALLRecConfig)

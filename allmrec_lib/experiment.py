@@ -20,28 +20,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from . import datasets, metrics
+from . import metrics
 from .alignment import JointEmbeddings, joint_embeddings, train_alignment
 from .allmrec import ALLMRec
-from .config import Profile, load_profile
 from .llm.backbone import Backbone, load_backbone
 from .llm.prompts import TEXT_ONLY
 from .llm.soft_tokens import PromptEncoder
+from .prepared import Prepared
 from .projections import projections
 from .ranker import LLMRecommender, train_answers
-from .recommenders.base import aligned, represent, score_rows
+from .recommenders.base import represent, score_rows
 from .recommenders.floors import FLOORS
 from .recommenders.models import MODELS, model_named, train_recommender
 from .results import versions
-from .sequences import Candidates, Rows, Sequences, candidate_sets
+from .sequences import Rows
 from .store import Store, code_digest
 from .tallrec import TALLRec
-from .text import TextEncoder, item_texts
+from .text import TextEncoder
 from .training import load_trainable, trainable_state, write_history
 
 ASKING = ("sequences", "training", "metrics", "ranker", "llm.prompts", "llm.soft_tokens", "llm.backbone", "llm.decoding")
 CODE = {
-    "candidates": ("sequences",),
     "stage1": ("sequences", "training", "text", "alignment"),
     "stage2": (*ASKING, "projections", "allmrec"),
     "tallrec": (*ASKING, "tallrec"),
@@ -53,20 +52,17 @@ VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}, "A-LLMRec (e+q)": {"stage
             "MLP-LLM": {"stage2.joint": "cf"}}  # fmt: skip
 
 
-class Experiment:
+class Experiment(Prepared):
     """The road from raw files to scores, each step made once and kept in the store.
 
-    ``overrides`` maps "section.setting" to a value (see ``config``). Chapters share artifacts: two experiments with the
-    same settings, data and seed are the same.
+    Chapters share artifacts: two experiments with the same settings, data and seed are the same.
     """
 
     def __init__(self, dataset: str = "movielens", profile: str = "laptop", seed: int = 0, llm: str = "pocket",
                  device: str = "cpu", overrides: dict[str, Any] | None = None, store: Store | None = None,
                  cf: str = "SASRec"):  # fmt: skip
-        self.overrides = overrides or {}
-        self.profile: Profile = load_profile(profile, dataset, overrides)
-        self.name, self.seed, self.llm, self.device, self.cf = dataset, seed, llm, device, cf
-        self.store = store or Store()
+        super().__init__(dataset, profile, overrides, store)
+        self.seed, self.llm, self.device, self.cf = seed, llm, device, cf
         self._recommenders: dict[str, nn.Module] = {}
 
     def about(self) -> str:
@@ -74,42 +70,13 @@ class Experiment:
         shown = ", ".join(f"{name} {version}" for name, version in versions().items())
         return f"{self.name}, profile {self.profile.name}, seed {self.seed}, LLM {self.llm}, device {self.device}; {shown}"
 
-    def record(self) -> dict[str, Any]:
-        """What a result depends on: settings, data and candidate hashes, the library's code."""
-        modules = {module for group in CODE.values() for module in group} | set(MODELS[self.cf].code)
+    def record(self, *models: str) -> dict[str, Any]:
+        """What a result of A-LLMRec and ``models`` depends on: settings, data and candidate hashes, the library's code."""
+        modules = {module for group in CODE.values() for module in group}
+        modules |= {module for name in (self.cf, *models) if name in MODELS for module in MODELS[name].code}
         return {"config": asdict(self.profile), "seed": self.seed, "llm": self.llm, "device": self.device,
                 "data": self.data.digest, "candidates": self.candidates["test"].digest,
                 "code": code_digest(*sorted(modules))}  # fmt: skip
-
-    # -- data ----------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def data(self) -> datasets.Dataset:
-        return datasets.load(self.name)
-
-    @cached_property
-    def sequences(self) -> Sequences:
-        return Sequences.from_dataset(self.data)
-
-    @cached_property
-    def candidates(self) -> dict[str, Candidates]:
-        """The stored candidate sets of the parts "validation" and "test": drawn once, used by every model."""
-        return {part: self._candidates(part) for part in ("validation", "test")}
-
-    def _candidates(self, part: str) -> Candidates:
-        data = self.profile.data
-        drawn_by = {"negatives": data.negatives, "seed": data.candidate_seed, "max_users": data.max_test_users}
-        inputs = {"data": self.data.digest, "part": part, "code": code_digest(*CODE["candidates"]), **drawn_by}
-
-        def make(folder: Path) -> None:
-            drawn = candidate_sets(self.sequences, part, data.negatives, data.candidate_seed, data.max_test_users)
-            drawn.save(folder / "candidates.npz")
-
-        return Candidates.load(self.store.get("candidates", inputs, make) / "candidates.npz")
-
-    def rows(self, part: str) -> Rows:
-        """The rows of the stored candidates' users."""
-        return aligned(self.sequences.rows(part, self.profile.sasrec.max_len), self.candidates[part])
 
     # -- models --------------------------------------------------------------------------------------------------------
 
@@ -129,18 +96,13 @@ class Experiment:
             before = self._inputs("stage1")
         return own | before | asked
 
-    @cached_property
-    def texts(self) -> list[str]:
-        """What a sentence encoder reads of every item, entry 0 for padding."""
-        return item_texts(self.data)
-
     def recommender_folder(self, name: str) -> Path:
         """The artifact of a trained recommender (a name of ``recommenders.models.MODELS``)."""
         kind = model_named(name)
 
         def make(folder: Path) -> None:
             config = getattr(self.profile, kind.section)
-            model, history = train_recommender(name, self.sequences, self.texts, self.candidates["validation"], config,
+            model, history = train_recommender(name, self.sequences, self.data, self.candidates["validation"], config,
                                                self.seed, folder, self.device)  # fmt: skip
             save_file(model.state_dict(), folder / "model.safetensors")
             write_history(history, folder)
@@ -151,7 +113,7 @@ class Experiment:
         """A trained recommender, frozen and in evaluation mode."""
         if name not in self._recommenders:
             kind = model_named(name)
-            model = kind.build(self.sequences, self.texts, getattr(self.profile, kind.section))
+            model = kind.build(self.sequences, self.data, getattr(self.profile, kind.section))
             model.load_state_dict(load_file(self.recommender_folder(name) / "model.safetensors"))
             self._recommenders[name] = model.to(self.device).eval().requires_grad_(False)
         return self._recommenders[name]
@@ -196,9 +158,9 @@ class Experiment:
         """x^u for a model that looks at it; nothing, (N, 0), for one that reads titles alone."""
         return self.x(rows) if isinstance(model, ALLMRec) else torch.zeros(len(rows), 0)
 
-    @cached_property
-    def train_rows(self) -> Rows:
-        return self.sequences.rows("train", self.profile.sasrec.max_len, all_items=self.profile.stage2.all_items)
+    def train_rows(self, section: str) -> Rows:
+        """What Stage 2 ("stage2") or TALLRec ("tallrec") is trained on."""
+        return self.sequences.rows("train", self.profile.sasrec.max_len, all_items=getattr(self.profile, section).all_items)
 
     @cached_property
     def latent(self) -> Tensor:
@@ -209,7 +171,7 @@ class Experiment:
 
     def untrained(self) -> ALLMRec:
         """A-LLMRec before Stage 2: its projections as they start."""
-        settings, train_x, latent = self.profile.stage2, self.x(self.train_rows), self.latent
+        settings, train_x, latent = self.profile.stage2, self.x(self.train_rows("stage2")), self.latent
         heads = projections(settings, latent, self.cf_model.item_embeddings().cpu(), train_x, self.backbone, self.seed)
         return ALLMRec(self.backbone, self.prompts, latent, heads, settings.history)
 
@@ -218,7 +180,8 @@ class Experiment:
 
         def make(folder: Path) -> None:
             rows = self.rows("validation")
-            train = (self.train_rows, self._x(model, self.train_rows))
+            train = self.train_rows(section)
+            train = (train, self._x(model, train))
             validation = (rows, self.candidates["validation"], self._x(model, rows))
             config = getattr(self.profile, section)
             history = train_answers(model, self.sequences, train, validation, config, self.seed, folder, label)
@@ -238,12 +201,27 @@ class Experiment:
         return self._trained(self.untrained(), self.stage2_folder)
 
     @cached_property
-    def tallrec(self) -> TALLRec:
-        """The LLM with trained adapters: a copy of its own."""
+    def _adapted(self) -> TALLRec:
+        """The LLM, a copy of its own, with adapters that have learned nothing yet."""
         torch.manual_seed(self.seed)
         backbone = load_backbone(self.llm, self.device, precision=self.profile.tallrec.precision, template=TEXT_ONLY.name)
-        model = TALLRec(backbone, PromptEncoder(backbone, self.data.titles, self.data.words), self.profile.tallrec)
-        return self._trained(model, self._asked("tallrec", model, "TALLRec"))
+        return TALLRec(backbone, PromptEncoder(backbone, self.data.titles, self.data.words), self.profile.tallrec)
+
+    @cached_property
+    def tallrec_folder(self) -> Path:
+        return self._asked("tallrec", self._adapted, "TALLRec")
+
+    @cached_property
+    def tallrec(self) -> TALLRec:
+        """The LLM with trained adapters."""
+        return self._trained(self._adapted, self.tallrec_folder)
+
+    def folder(self, model: str) -> Path:
+        """The artifact of a trained model, by its name in the tables; its training history lies in it."""
+        if model in VARIANTS:
+            return self.variant(model).folder("A-LLMRec")
+        asked = {"A-LLMRec": "stage2_folder", "TALLRec": "tallrec_folder"}
+        return getattr(self, asked[model]) if model in asked else self.recommender_folder(model)
 
     @staticmethod
     def _trained(model: LLMRecommender, folder: Path) -> LLMRecommender:

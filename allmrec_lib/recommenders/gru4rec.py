@@ -23,9 +23,6 @@ class GRU4Rec(SequentialModel):
         between = config.dropout if config.blocks > 1 else 0.0
         self.gru = nn.GRU(config.dim, config.dim, config.blocks, batch_first=True, dropout=between)
         self.out = nn.Linear(config.dim, config.dim)
-        nn.init.normal_(self.items.weight, std=config.dim**-0.5)
-        with torch.no_grad():
-            self.items.weight[0] = 0.0
 
     def states(self, inputs: Tensor, real: Tensor) -> Tensor:
         inputs = F.dropout(inputs, self.config.dropout, self.training)

@@ -9,44 +9,55 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..datasets.base import Dataset
 from ..sequences import Candidates, Sequences
 from ..training import History
+from .ctrl import CTRL, train_ctrl
 from .gru4rec import GRU4Rec
 from .morec import MoRec
 from .ncf import NCF, train_ncf
 from .nextitnet import NextItNet
+from .recformer import RecFormer, train_recformer
 from .sasrec import SASRec
 from .sequential import train_sequential
 
 BASE = ("sequences", "training", "metrics", "recommenders.base")
+SASREC = ("recommenders.sequential", "recommenders.sasrec")
 
 
 @dataclass(frozen=True)
 class Model:
-    """``section`` of the profile, ``build(sequences, texts, config)``, ``train(model, sequences, ...)``, and the modules
-    whose source the result depends on. ``texts``: of all items, entry 0 for padding."""
+    """``section`` of the profile, ``build(sequences, dataset, config)``, ``train(model, sequences, ...)``, and the modules
+    whose source the result depends on."""
 
     section: str
-    build: Callable[[Sequences, list[str], object], nn.Module]
+    build: Callable[[Sequences, Dataset, object], nn.Module]
     train: Callable[..., History]
     code: tuple[str, ...]
 
 
-def _sequential(kind: type, *modules: str, texts: bool = False) -> Model:
-    def build(sequences: Sequences, words: list[str], config) -> nn.Module:
-        return kind(sequences.n_items, config, words) if texts else kind(sequences.n_items, config)
-
+def _by_number(kind: type) -> Model:
+    """A sequential model that knows items by their numbers."""
     section = kind.__name__.lower()
-    code = (*BASE, "recommenders.sequential", f"recommenders.{section}", *modules)
-    return Model(section, build, train_sequential, code)
+    code = (*BASE, "recommenders.sequential", f"recommenders.{section}")
+    return Model(section, lambda sequences, _, config: kind(sequences.n_items, config), train_sequential, code)
+
+
+def _by_text(kind: type, train: Callable[..., History], *modules: str) -> Model:
+    """A model that is built from the items' texts too."""
+    section = kind.__name__.lower()
+    code = (*BASE, "text", f"recommenders.{section}", *modules)
+    return Model(section, lambda sequences, data, config: kind(sequences.n_items, config, data), train, code)
 
 
 MODELS = {
     "NCF": Model("ncf", lambda s, _, c: NCF(s.n_users, s.n_items, c), train_ncf, (*BASE, "recommenders.ncf")),
-    "NextItNet": _sequential(NextItNet),
-    "GRU4Rec": _sequential(GRU4Rec),
-    "SASRec": _sequential(SASRec),
-    "MoRec": _sequential(MoRec, "recommenders.sasrec", "text", texts=True),
+    "NextItNet": _by_number(NextItNet),
+    "GRU4Rec": _by_number(GRU4Rec),
+    "SASRec": _by_number(SASRec),
+    "MoRec": _by_text(MoRec, train_sequential, *SASREC),
+    "CTRL": _by_text(CTRL, train_ctrl, *SASREC),
+    "RECFORMER": _by_text(RecFormer, train_recformer),
 }
 
 
@@ -57,10 +68,10 @@ def model_named(name: str) -> Model:
     return MODELS[name]
 
 
-def train_recommender(name: str, sequences: Sequences, texts: list[str], validation: Candidates, config, seed: int = 0,
+def train_recommender(name: str, sequences: Sequences, data: Dataset, validation: Candidates, config, seed: int = 0,
                       folder: Path | None = None, device: str = "cpu") -> tuple[nn.Module, History]:  # fmt: skip
     """Build and train a recommender; returns the best epoch's model by validation NDCG@10, frozen, in evaluation mode."""
     kind = model_named(name)
     torch.manual_seed(seed)
-    model = kind.build(sequences, texts, config)
+    model = kind.build(sequences, data, config)
     return model, kind.train(model, sequences, validation, seed, folder, device, label=name)

@@ -12,30 +12,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import MoRecConfig
-from ..text import TextEncoder
+from ..datasets.base import Dataset
+from ..text import TextEncoder, item_texts
 from .sasrec import SASRec
 
 
 class MoRec(SASRec):
     """SASRec over E_i = GELU(W Q_i + b); Q_i is the sentence embedding of item i's text."""
 
-    def __init__(self, n_items: int, config: MoRecConfig, texts: list[str]):
+    def __init__(self, n_items: int, config: MoRecConfig, data: Dataset):
+        if config.loss == "ce" and config.train_layers != 0:
+            raise ValueError("morec.loss = 'ce' would read every text at every step; take 'bce', or morec.train_layers = 0")
         super().__init__(n_items, config)
         del self.items
-        encoder = TextEncoder(config.encoder, texts, config.max_text_tokens, config.train_layers, config.precision)
+        encoder = TextEncoder(config.encoder, item_texts(data), config.max_text_tokens, config.train_layers, config.precision)
         self.dense = nn.Linear(encoder.dim, config.dim)
         nn.init.xavier_normal_(self.dense.weight)
         self.text = encoder if config.train_layers != 0 else None
         if self.text is None:
             self.register_buffer("features", F.normalize(encoder.encode_all(), dim=1) * encoder.dim**0.5, persistent=False)
 
+        self._catalogue: Tensor | None = None  # what a learning encoder said of all items, until it learns again
+
+    def train(self, mode: bool = True) -> MoRec:
+        self._catalogue = None
+        return super().train(mode)
+
     def _embedded(self, features: Tensor, items: Tensor) -> Tensor:
         return F.gelu(self.dense(features)) * (items != 0).unsqueeze(-1)
 
     def item_embeddings(self) -> Tensor:
-        every = torch.arange(self.features.shape[0] if self.text is None else len(self.text.lengths))
-        features = self.features if self.text is None else self.text.encode_all().to(self.dense.weight.device)
-        return self._embedded(features, every.to(features.device))
+        if self.text is None:
+            return self._embedded(self.features, torch.arange(len(self.features), device=self.features.device))
+        if self._catalogue is None:
+            features = self.text.encode_all().to(self.dense.weight.device)
+            self._catalogue = self._embedded(features, torch.arange(len(features), device=features.device)).detach()
+        return self._catalogue
 
     def embed(self, items: Tensor) -> Tensor:
         if self.text is None or not self.training:

@@ -7,7 +7,6 @@ softmax's weights (A-LLMRec needs one vector an item); padding is no target; dro
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,9 +47,6 @@ class NextItNet(SequentialModel):
         super().__init__(n_items, config)
         self.blocks = nn.ModuleList([Block(config.dim, (1, 4)[n % 2]) for n in range(config.blocks)])
         self.out = nn.Linear(config.dim, config.dim)
-        nn.init.normal_(self.items.weight, std=config.dim**-0.5)
-        with torch.no_grad():
-            self.items.weight[0] = 0.0
 
     def states(self, inputs: Tensor, real: Tensor) -> Tensor:
         x = F.dropout(inputs, self.config.dropout, self.training)

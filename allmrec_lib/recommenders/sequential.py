@@ -20,12 +20,15 @@ from .base import aligned, score_rows
 
 
 class SequentialModel(nn.Module):
-    """Item embeddings (n_items + 1, d), row 0 being padding and zero; :meth:`states` is what a model adds."""
+    """Item embeddings (n_items + 1, d), normal with variance 1 / d, row 0 being padding and zero; :meth:`states` is what a
+    model adds."""
 
     def __init__(self, n_items: int, config: SequentialConfig):
         super().__init__()
         self.config = config
         self.items = nn.Embedding(n_items + 1, config.dim, padding_idx=0)
+        with torch.no_grad():
+            self.items.weight *= config.dim**-0.5
 
     def states(self, inputs: Tensor, real: Tensor) -> Tensor:
         """The state after every position. inputs (B, L, d): item embeddings; real (B, L, 1): no padding. (B, L, d)."""
