@@ -12,7 +12,7 @@ DEVICE ?= cpu
 CHAPTERS ?= 01 02 03 04 05 06
 RUN := $(BIN)/python -m allmrec_lib.runner
 
-.PHONY: help setup book test chapter html notebooks clean
+.PHONY: help setup book test chapter tune html notebooks clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ book: $(STAMP) ## run the chapters on real data and render the book: DATASET=mov
 chapter: $(STAMP) ## run one chapter: CH=03 DATASET=beauty PROFILE=laptop
 	@test -n "$(CH)" || (echo "say which chapter: make chapter CH=03" && exit 2)
 	@$(RUN) chapter $(CH) --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
+
+tune: $(STAMP) ## try the paper's learning rates on validation: MODEL=GRU4Rec DATASET=beauty
+	@test -n "$(MODEL)" || (echo "say which model: make tune MODEL=GRU4Rec" && exit 2)
+	@$(BIN)/python -m allmrec_lib.tune $(MODEL) --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
 
 notebooks: $(STAMP) ## run the chapters' sources in place at the smoke profile
 	@$(RUN) sources

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import metrics
 from .alignment import JointEmbeddings, joint_embeddings, train_alignment
@@ -29,7 +30,7 @@ from .llm.soft_tokens import PromptEncoder
 from .prepared import Prepared
 from .projections import projections
 from .ranker import LLMRecommender, train_answers
-from .recommenders.base import represent, score_rows
+from .recommenders.base import EmbeddingRecommender, represent, score_rows
 from .recommenders.floors import FLOORS
 from .recommenders.models import MODELS, model_named, train_recommender
 from .results import versions
@@ -63,7 +64,8 @@ class Experiment(Prepared):
                  cf: str = "SASRec"):  # fmt: skip
         super().__init__(dataset, profile, overrides, store)
         self.seed, self.llm, self.device, self.cf = seed, llm, device, cf
-        self._recommenders: dict[str, nn.Module] = {}
+        self._recommenders: dict[str, EmbeddingRecommender] = {}
+        self._outside: dict[str, str] = {}  # recommenders that the library did not train: name -> hash
 
     def about(self) -> str:
         """One line for the head of a chapter: what runs, on what, with which versions."""
@@ -80,7 +82,22 @@ class Experiment(Prepared):
 
     # -- models --------------------------------------------------------------------------------------------------------
 
+    def use(self, name: str, model: EmbeddingRecommender) -> None:
+        """Let a trained model from outside the library be ``name`` from here on; it needs the protocol and nothing else.
+
+        What is made with it is kept under a hash of the vectors and scores that it gives on the validation rows.
+        """
+        rows, candidates = self.rows("validation"), self.candidates["validation"]
+        given = (model.item_embeddings(), represent(model, rows, self.device))
+        digest = hashlib.sha256(score_rows(model, rows, candidates, self.device).tobytes())
+        for vectors in given:
+            digest.update(vectors.detach().cpu().numpy().tobytes())
+        self._recommenders[name], self._outside[name] = model, digest.hexdigest()[:16]
+
     def _cf_inputs(self, name: str) -> dict[str, Any]:
+        if name in self._outside:
+            return {"from outside": self._outside[name], "seed": self.seed, "data": self.data.digest,
+                    "candidates": self.candidates["validation"].digest}  # fmt: skip
         kind = model_named(name)
         return {kind.section: asdict(getattr(self.profile, kind.section)), "seed": self.seed, "data": self.data.digest,
                 "code": code_digest(*kind.code), "candidates": self.candidates["validation"].digest}  # fmt: skip
@@ -109,7 +126,7 @@ class Experiment(Prepared):
 
         return self.store.get(kind.section, self._cf_inputs(name), make)
 
-    def recommender(self, name: str) -> nn.Module:
+    def recommender(self, name: str) -> EmbeddingRecommender:
         """A trained recommender, frozen and in evaluation mode."""
         if name not in self._recommenders:
             kind = model_named(name)
@@ -119,7 +136,7 @@ class Experiment(Prepared):
         return self._recommenders[name]
 
     @property
-    def cf_model(self) -> nn.Module:
+    def cf_model(self) -> EmbeddingRecommender:
         """The pre-trained, frozen CF model that A-LLMRec stands on."""
         return self.recommender(self.cf)
 
@@ -238,7 +255,9 @@ class Experiment(Prepared):
     def variant(self, model: str) -> Experiment:
         """The experiment in which ``model``, a name of :data:`VARIANTS`, is A-LLMRec."""
         changed = self.overrides | VARIANTS[model]
-        return Experiment(self.name, self.profile.name, self.seed, self.llm, self.device, changed, self.store, self.cf)
+        other = Experiment(self.name, self.profile.name, self.seed, self.llm, self.device, changed, self.store, self.cf)
+        other._recommenders, other._outside = self._recommenders, self._outside
+        return other
 
     # -- scores on the test rows ---------------------------------------------------------------------------------------
 
@@ -250,7 +269,7 @@ class Experiment(Prepared):
         if model in VARIANTS:
             return self.variant(model).scores("A-LLMRec", mode)
         inputs = {"model": model, "test": self.candidates["test"].digest, "scored by": code_digest("experiment")}
-        if model in MODELS:
+        if model in MODELS or model in self._outside:
             inputs |= self._cf_inputs(model)
         elif model == "LLM-Only":
             inputs |= {"mode": mode, "llm": self.backbone.mark, "code": code_digest(*ASKING)}
@@ -268,7 +287,7 @@ class Experiment(Prepared):
             return np.random.default_rng(self.seed).random(candidates.items.shape)
         if model in FLOORS:
             return score_rows(FLOORS[model](self.sequences), rows, candidates)
-        if model in MODELS:
+        if model in MODELS or model in self._outside:
             return score_rows(self.recommender(model), rows, candidates, self.device)
         asked = {"A-LLMRec": "allmrec", "TALLRec": "tallrec", "LLM-Only": "llm_only"}
         if model in asked:
