@@ -87,6 +87,18 @@ def repeatable():
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
+@contextmanager
+def cpu_threads(count: int | None):
+    """Computing with ``count`` CPU threads (None: as many as before). The order of sums, hence the last digit, depends on
+    how many there are; a small model is fastest with one, and then its numbers do not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def seed_for(*parts: int | str) -> int:
     """A seed from several numbers or names: the same parts give the same seed everywhere."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

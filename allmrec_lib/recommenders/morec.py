@@ -7,6 +7,8 @@ embeddings are what A-LLMRec's authors say of their MoRec: made from Sentence-BE
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,13 @@ from ..text import TextEncoder, item_texts
 from .sasrec import SASRec
 
 
+@lru_cache(maxsize=1)
+def encoded(texts: tuple[str, ...], name: str, max_tokens: int, precision: str) -> Tensor:
+    """Q of all texts by a frozen encoder, each of length sqrt(D), so that an entry is about 1. (len(texts), D)."""
+    encoder = TextEncoder(name, texts, max_tokens, 0, precision)
+    return F.normalize(encoder.encode_all(), dim=1) * encoder.dim**0.5
+
+
 class MoRec(SASRec):
     """SASRec over E_i = GELU(W Q_i + b); Q_i is the sentence embedding of item i's text."""
 
@@ -25,12 +34,15 @@ class MoRec(SASRec):
             raise ValueError("morec.loss = 'ce' would read every text at every step; take 'bce', or morec.train_layers = 0")
         super().__init__(n_items, config)
         del self.items
-        encoder = TextEncoder(config.encoder, item_texts(data), config.max_text_tokens, config.train_layers, config.precision)
-        self.dense = nn.Linear(encoder.dim, config.dim)
+        texts, self.text = tuple(item_texts(data)), None
+        if config.train_layers == 0:
+            features = encoded(texts, config.encoder, config.max_text_tokens, config.precision)
+            self.register_buffer("features", features, persistent=False)
+        else:
+            self.text = TextEncoder(config.encoder, texts, config.max_text_tokens, config.train_layers, config.precision)
+            self.threads = None
+        self.dense = nn.Linear(self.features.shape[1] if self.text is None else self.text.dim, config.dim)
         nn.init.xavier_normal_(self.dense.weight)
-        self.text = encoder if config.train_layers != 0 else None
-        if self.text is None:
-            self.register_buffer("features", F.normalize(encoder.encode_all(), dim=1) * encoder.dim**0.5, persistent=False)
 
         self._catalogue: Tensor | None = None  # what a learning encoder said of all items, until it learns again
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import metrics
 from ..config import NCFConfig
 from ..sequences import Candidates, Sequences
-from ..training import History, fit, split_batches
+from ..training import History, cpu_threads, fit, split_batches
 from .base import aligned, score_rows
 
 
@@ -103,7 +103,8 @@ def train_ncf(model: NCF, sequences: Sequences, validation: Candidates, seed: in
     """Train NCF, stopping early on validation NDCG@10; the best weights stay in it, frozen."""
     config = model.config
     task = NCFTask(model, sequences, validation, device)
-    history = fit(task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=seed,
-                  folder=folder, label=label, weight_decay=config.weight_decay)  # fmt: skip
+    with cpu_threads(1):
+        history = fit(task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=seed,
+                      folder=folder, label=label, weight_decay=config.weight_decay)  # fmt: skip
     model.requires_grad_(False)
     return history

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from .. import metrics
 from ..config import SequentialConfig
 from ..sequences import Candidates, Sequences
-from ..training import History, bucketed_batches, fit
+from ..training import History, bucketed_batches, cpu_threads, fit
 from .base import aligned, score_rows
 
 
 class SequentialModel(nn.Module):
     """Item embeddings (n_items + 1, d), normal with variance 1 / d, row 0 being padding and zero; :meth:`states` is what a
     model adds."""
+
+    threads: int | None = 1  # what training is fastest with on a CPU
 
     def __init__(self, n_items: int, config: SequentialConfig):
         super().__init__()
@@ -120,9 +122,8 @@ def train_sequential(model: SequentialModel, sequences: Sequences, validation: C
     """Train a model, stopping early on validation NDCG@10; the best weights stay in it, frozen."""
     config = model.config
     task = SequentialTask(model, sequences, validation, device)
-    history = fit(
-        task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=seed, folder=folder,
-        label=label, weight_decay=config.weight_decay, betas=(0.9, 0.98),
-    )  # fmt: skip
+    with cpu_threads(model.threads):
+        history = fit(task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=seed,
+                      folder=folder, label=label, weight_decay=config.weight_decay, betas=(0.9, 0.98))  # fmt: skip
     model.requires_grad_(False)
     return history
