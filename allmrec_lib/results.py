@@ -25,24 +25,28 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def paper_value(table: int, dataset: str, model: str | None, metric: str = "hit@1") -> float | None:
-    """The paper's number for a model, or None where the paper has none for this dataset (``data/paper/table_NN.csv``)."""
+def paper_value(table: int, dataset: str, model: str | None, metric: str = "hit@1", condition: str | None = None) -> float | None:
+    """The paper's number for a model under a condition of the table ("cold items"), or None where the paper has none for
+    this dataset (``data/paper/table_NN.csv``)."""
     frame = pd.read_csv(project_root() / "data" / "paper" / f"table_{table:02d}.csv")
     same = frame["model"].isna() if model is None else frame["model"] == model
+    if condition is not None:
+        same &= frame["condition"] == condition
     found = frame[(frame["dataset"] == dataset) & same & (frame["metric"] == metric)]
     return None if found.empty else float(found["value"].iloc[0])
 
 
 def row(model: str, values: list[np.ndarray], *, dataset: str, profile: str, llm: str | None, section: str, table: int = 1,
-        metric: str = "hit@1") -> dict[str, Any]:  # fmt: skip
+        metric: str = "hit@1", condition: str | None = None) -> dict[str, Any]:  # fmt: skip
     """One row: the mean over users of the mean over seeds, with its 95% interval over users.
 
     ``values``: one (N,) array of per-user values a seed, all on the same rows.
     """
     interval = metrics.bootstrap(np.mean(values, axis=0))
-    return {"model": model, "dataset": dataset, "profile": profile, "llm": llm, "metric": metric, "value": interval.value,
+    line = {"model": model, "dataset": dataset, "profile": profile, "llm": llm, "metric": metric, "value": interval.value,
             "low": interval.low, "high": interval.high, "n_users": len(values[0]), "seeds": len(values),
-            "paper": paper_value(table, dataset, model, metric), "section": section}  # fmt: skip
+            "paper": paper_value(table, dataset, model, metric, condition), "section": section}  # fmt: skip
+    return line if condition is None else line | {"condition": condition}
 
 
 def path_of(table: str, profile: str, dataset: str) -> Path:
