@@ -150,7 +150,9 @@ class Stage2Config:
     projection: str = "skip"
     likeness: float = 1.0  # "skip": how much of an item token starts as what makes like items alike
     loss: str = "title"  # equation 8; "constrained": each token against those that continue another candidate
-    joint: str = "auto"  # item tokens: "e", "q" (text), "both", "auto" (q where training saw no such item), "cf" (E)
+    joint: str = "auto"  # item tokens: "e", "q" (text), "both", "auto" (q where training saw no such item), "cf" (E),
+    # and for Table 9 "none" (every item's the same) and "random" (vectors that say nothing)
+    user: bool = True  # False: every user's token is the same (Table 9)
     lr: float = 1e-4
     batch_size: int = 4
     epochs: int = 5

@@ -172,8 +172,10 @@ class Experiment(Prepared):
         return represent(self.cf_model, rows, self.device).cpu()
 
     def _x(self, model: LLMRecommender, rows: Rows) -> Tensor:
-        """x^u for a model that looks at it; nothing, (N, 0), for one that reads titles alone."""
-        return self.x(rows) if isinstance(model, ALLMRec) else torch.zeros(len(rows), 0)
+        """x^u for a model that looks at it (the mean, where ``stage2.user`` is off); nothing, (N, 0), for others."""
+        if not isinstance(model, ALLMRec):
+            return torch.zeros(len(rows), 0)
+        return self.x(rows) if self.profile.stage2.user else self.x(self.train_rows("stage2")).mean(0).repeat(len(rows), 1)
 
     def train_rows(self, section: str) -> Rows:
         """What Stage 2 ("stage2") or TALLRec ("tallrec") is trained on."""
@@ -181,15 +183,20 @@ class Experiment(Prepared):
 
     @cached_property
     def latent(self) -> Tensor:
-        """What the item tokens carry, (n_items + 1, d')."""
-        if self.profile.stage2.joint == "cf":
+        """What the item tokens carry, (n_items + 1, d'), and what their projection starts from."""
+        kind = self.profile.stage2.joint
+        if kind == "cf":
             return self.cf_model.item_embeddings().cpu()
-        return self.joint.carried(self.profile.stage2.joint, torch.from_numpy(self.sequences.train_counts()))
+        counts = torch.from_numpy(self.sequences.train_counts())
+        joint = self.joint.carried("auto" if kind in ("none", "random") else kind, counts)
+        return torch.randn(joint.shape, generator=torch.Generator().manual_seed(self.seed)) if kind == "random" else joint
 
     def untrained(self) -> ALLMRec:
         """A-LLMRec before Stage 2: its projections as they start."""
         settings, train_x, latent = self.profile.stage2, self.x(self.train_rows("stage2")), self.latent
         heads = projections(settings, latent, self.cf_model.item_embeddings().cpu(), train_x, self.backbone, self.seed)
+        if settings.joint == "none":
+            latent = latent[1:].mean(0).expand_as(latent)
         return ALLMRec(self.backbone, self.prompts, latent, heads, settings.history)
 
     def _asked(self, section: str, model: LLMRecommender, label: str) -> Path:

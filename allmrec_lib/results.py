@@ -25,7 +25,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def paper_value(table: int, dataset: str, model: str | None, metric: str = "hit@1", condition: str | None = None) -> float | None:
+def paper_value(table: int, dataset: str, model: str | None, metric: str = "hit@1",
+                condition: str | None = None) -> float | None:  # fmt: skip
     """The paper's number for a model under a condition of the table ("cold items"), or None where the paper has none for
     this dataset (``data/paper/table_NN.csv``)."""
     frame = pd.read_csv(project_root() / "data" / "paper" / f"table_{table:02d}.csv")
