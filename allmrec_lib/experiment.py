@@ -77,7 +77,7 @@ class Experiment(Prepared):
         modules = {module for group in CODE.values() for module in group}
         modules |= {module for name in (self.cf, *models) if name in MODELS for module in MODELS[name].code}
         return {"config": asdict(self.profile), "seed": self.seed, "llm": self.llm, "device": self.device,
-                "data": self.data.digest, "candidates": self.candidates["test"].digest,
+                "data": self.digest, "candidates": self.candidates["test"].digest,
                 "code": code_digest(*sorted(modules))}  # fmt: skip
 
     # -- models --------------------------------------------------------------------------------------------------------
@@ -96,17 +96,17 @@ class Experiment(Prepared):
 
     def _cf_inputs(self, name: str) -> dict[str, Any]:
         if name in self._outside:
-            return {"from outside": self._outside[name], "seed": self.seed, "data": self.data.digest,
+            return {"from outside": self._outside[name], "seed": self.seed, "data": self.digest,
                     "candidates": self.candidates["validation"].digest}  # fmt: skip
         kind = model_named(name)
-        return {kind.section: asdict(getattr(self.profile, kind.section)), "seed": self.seed, "data": self.data.digest,
+        return {kind.section: asdict(getattr(self.profile, kind.section)), "seed": self.seed, "data": self.digest,
                 "code": code_digest(*kind.code), "candidates": self.candidates["validation"].digest}  # fmt: skip
 
     def _inputs(self, kind: str) -> dict[str, Any]:
         own = {kind: asdict(getattr(self.profile, kind)), f"{kind} code": code_digest(*CODE[kind])}
         asked = {"llm": self.llm, "llm card": self.backbone.mark} if kind != "stage1" else {}
         if kind == "tallrec":
-            before = {"seed": self.seed, "data": self.data.digest, "candidates": self.candidates["validation"].digest}
+            before = {"seed": self.seed, "data": self.digest, "candidates": self.candidates["validation"].digest}
         elif kind == "stage1" or self.profile.stage2.joint == "cf":
             before = self._cf_inputs(self.cf)
         else:

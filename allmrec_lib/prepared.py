@@ -9,6 +9,7 @@ from typing import Any
 from . import datasets
 from .config import Profile, load_profile
 from .recommenders.base import aligned
+from .scenarios import limited
 from .sequences import Candidates, Rows, Sequences, candidate_sets
 from .store import Store, code_digest
 from .text import item_texts
@@ -31,7 +32,13 @@ class Prepared:
 
     @cached_property
     def sequences(self) -> Sequences:
-        return Sequences.from_dataset(self.data)
+        return limited(Sequences.from_dataset(self.data), self.profile.data)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of the data, and of who trains where not all do."""
+        who = getattr(self.sequences, "digest", None)
+        return self.data.digest if who is None else f"{self.data.digest}-{who}"
 
     @cached_property
     def candidates(self) -> dict[str, Candidates]:
@@ -41,7 +48,7 @@ class Prepared:
     def _candidates(self, part: str) -> Candidates:
         data = self.profile.data
         drawn_by = {"negatives": data.negatives, "seed": data.candidate_seed, "max_users": data.max_test_users}
-        inputs = {"data": self.data.digest, "part": part, "code": code_digest("sequences"), **drawn_by}
+        inputs = {"data": self.digest, "part": part, "code": code_digest("sequences"), **drawn_by}
 
         def make(folder: Path) -> None:
             drawn = candidate_sets(self.sequences, part, data.negatives, data.candidate_seed, data.max_test_users)

@@ -8,7 +8,7 @@ from pathlib import Path
 import allmrec_lib
 
 ORDER = [
-    "store", "llm.prompts", "config", "metrics", "datasets", "sequences", "training", "text", "recommenders", "prepared", "alignment",
+    "store", "llm.prompts", "config", "metrics", "datasets", "sequences", "training", "text", "recommenders", "scenarios", "prepared", "alignment",
     "llm.backbone", "llm.soft_tokens", "llm.decoding", "llm.pocket_model", "llm.pocket_corpus", "llm.pocket_skills",
     "llm.pocket", "projections", "ranker", "allmrec", "tallrec", "results", "experiment", "report", "tune", "runner",
 ]  # fmt: skip
