@@ -62,7 +62,9 @@ class MoRec(SASRec):
         return self._catalogue
 
     def embed(self, items: Tensor) -> Tensor:
-        if self.text is None or not self.training:
+        if self.text is None:
+            return self._embedded(self.features[items], items)
+        if not self.training:
             return super().embed(items)
         distinct, place = items.unique(return_inverse=True)
         return self._embedded(self.text(distinct).to(items.device), distinct)[place]
