@@ -31,7 +31,8 @@ class DataConfig:
     candidate_seed: int = 0
     max_test_users: int | None = None
     seeds: int = 3  # how many training seeds a table of CF models averages
-    cold_length: int | None = None  # users with exactly that many items do not train (section 5.2.3)
+    cold: tuple[int, ...] = ()  # users with exactly that many items do not train, and are tested alone (section 5.2.3),
+    cold_users: int = 150  # at most so many of each
     few_shot: int | None = None  # so many users train (5.2.4), a draw of their own for each ``few_shot_draw``
     few_shot_draw: int = 0
 

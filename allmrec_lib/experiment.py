@@ -275,7 +275,8 @@ class Experiment(Prepared):
         """
         if model in VARIANTS:
             return self.variant(model).scores("A-LLMRec", mode)
-        inputs = {"model": model, "test": self.candidates["test"].digest, "scored by": code_digest("experiment")}
+        inputs = {"model": model, "data": self.digest, "test": self.candidates["test"].digest,
+                  "scored by": code_digest("experiment")}  # fmt: skip
         if model in MODELS or model in self._outside:
             inputs |= self._cf_inputs(model)
         elif model == "LLM-Only":
