@@ -101,7 +101,13 @@ def _key(source: Path, parameters: dict[str, Any]) -> str:
 def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     """Run ``source`` into ``target``; on failure the notebook is left beside it as ``.failed.ipynb``."""
     import papermill
+    from jupyter_client import AsyncKernelManager
     from papermill.exceptions import PapermillExecutionError
+
+    class LocalKernel(AsyncKernelManager):
+        """A kernel on this machine needs no network: sockets are files, where the system has such."""
+
+        transport = "tcp" if os.name == "nt" else "ipc"
 
     os.environ.update(KERNEL)
     running = target.with_name(f".{target.stem}.running.ipynb")
@@ -110,7 +116,8 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     try:
         # without parameters nothing is injected, so that a source run in place keeps its cells
         papermill.execute_notebook(str(source), str(running), parameters=parameters or None, cwd=str(source.parent),
-                                   progress_bar={"desc": source.stem, "mininterval": 1.0})  # fmt: skip
+                                   progress_bar={"desc": source.stem, "mininterval": 1.0},
+                                   kernel_manager_class=LocalKernel)  # fmt: skip
     except PapermillExecutionError as error:
         running.replace(failed)
         raise ChapterError(
