@@ -12,7 +12,7 @@ DEVICE ?= cpu
 CHAPTERS ?= 01 02 03 04 05 06
 RUN := $(BIN)/python -m allmrec_lib.runner
 
-.PHONY: help setup book test chapter tune html notebooks clean
+.PHONY: help setup book test chapter tune ledger html notebooks clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ chapter: $(STAMP) ## run one chapter: CH=03 DATASET=beauty PROFILE=laptop
 tune: $(STAMP) ## try the paper's learning rates on validation: MODEL=GRU4Rec DATASET=beauty
 	@test -n "$(MODEL)" || (echo "say which model: make tune MODEL=GRU4Rec" && exit 2)
 	@$(BIN)/python -m allmrec_lib.tune $(MODEL) --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
+
+ledger: $(STAMP) ## write the page of the paper's claims from the recorded results
+	@$(BIN)/python -m allmrec_lib.ledger
 
 notebooks: $(STAMP) ## run the chapters' sources in place at the smoke profile
 	@$(RUN) sources

@@ -8,6 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from . import metrics
+from .results import verdict
+
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
@@ -34,6 +37,14 @@ def beside_paper(rows: list[dict[str, Any]] | pd.DataFrame, digits: int = 4) -> 
         "users": frame["n_users"],
         "seeds": frame["seeds"],
     }).set_index("model")  # fmt: skip
+
+
+def verdicts(tests: dict[str, metrics.Comparison]) -> pd.DataFrame:
+    """Paired tests of claims "A > B": difference, its 95% interval, p-value, and whether the claim holds, fails, or is left
+    undecided (the interval contains 0)."""
+    table = pd.DataFrame(tests, index=["difference", "low", "high", "p"]).T.astype(float)
+    table["verdict"] = [verdict(low, high) for low, high in zip(table["low"], table["high"], strict=True)]
+    return table.round(4)
 
 
 def training_curve(frame: pd.DataFrame, metric: str, title: str):

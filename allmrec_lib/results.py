@@ -50,6 +50,21 @@ def row(model: str, values: list[np.ndarray], *, dataset: str, profile: str, llm
     return line if condition is None else line | {"condition": condition}
 
 
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference says of the claim that it is positive."""
+    return "holds" if low > 0 else "fails" if high < 0 else "undecided"
+
+
+def claims(tests: dict[str, metrics.Comparison], users: int, *, dataset: str, profile: str, llm: str | None,
+           section: str) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows for paired tests of claims "A > B" on ``users`` users, for the ledger."""
+    about = {"dataset": dataset, "profile": profile, "llm": llm, "metric": "difference of hit@1", "n_users": users, "seeds": 1,
+             "paper": None, "section": section}  # fmt: skip
+    return [about | {"model": claim, "value": float(test.difference), "low": float(test.low), "high": float(test.high),
+                     "p": float(test.p_value), "verdict": verdict(test.low, test.high)}
+            for claim, test in tests.items()]  # fmt: skip
+
+
 def path_of(table: str, profile: str, dataset: str) -> Path:
     return project_root() / "data" / "results" / profile / dataset / f"{table}.json"
 

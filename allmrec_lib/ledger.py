@@ -1,0 +1,82 @@
+"""The ledger: what the paper claims, and what our rows say of it. Written from recorded results, never by hand.
+
+    python -m allmrec_lib.ledger        # book/ledger.md and data/results/laptop/ledger.json, from data/paper/claims.csv
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from . import results
+from .store import project_root
+
+DATASETS = {"movielens": "MovieLens-100K", "beauty": "Luxury Beauty"}
+HEAD = """# The paper's claims, one by one
+
+Every claim that a table or a figure of the paper makes, and what the same comparison gives here: the difference of Hit@1 on
+the same users and candidates, its 95% interval, and the p-value of a paired sign-flip test. A claim *holds* when the interval
+lies above zero, *fails* when it lies below, and is *undecided* otherwise. The LLM is the small one of this book
+([its card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold there, and the reverse.
+
+This page is written by `python -m allmrec_lib.ledger` from what the chapters recorded at the `laptop` profile.
+"""
+
+
+def entries(profile: str = "laptop") -> pd.DataFrame:
+    """One row a claim and dataset: section, statement, dataset, verdict ("not run" where no chapter recorded it), value, low,
+    high, p, n_users."""
+    claims = pd.read_csv(project_root() / "data" / "paper" / "claims.csv")
+    found = []
+    for dataset in DATASETS:
+        recorded = {name: results.read(name, profile, dataset) for name in claims["record"].unique()}
+        for claim in claims.itertuples():
+            frame = recorded[claim.record]
+            row = frame[frame["model"] == claim.claim]
+            about = {"section": claim.section, "statement": claim.statement, "dataset": dataset}
+            result = row.iloc[0][["verdict", "value", "low", "high", "p", "n_users"]].to_dict() if len(row) else {}
+            found.append(about | ({"verdict": "not run"} | result))
+    return pd.DataFrame(found)
+
+
+def page(frame: pd.DataFrame) -> str:
+    """The ledger as Markdown: a count by verdict, then a table with a line a claim."""
+    counts = frame.groupby(["dataset", "verdict"]).size().unstack(fill_value=0)
+    kinds = [kind for kind in ("holds", "fails", "undecided", "not run") if kind in counts]
+    lines = [HEAD, "| dataset | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    lines += [f"| {DATASETS[d]} | " + " | ".join(str(counts.loc[d, kind]) for kind in kinds) + " |" for d in counts.index]
+    lines += ["", "| section | claim | " + " | ".join(DATASETS.values()) + " |", "|---" * (len(DATASETS) + 2) + "|"]
+    for (section, statement), rows in frame.groupby(["section", "statement"], sort=False):
+        cells = [_cell(rows[rows["dataset"] == dataset].iloc[0]) for dataset in DATASETS]
+        lines.append(f"| {section} | {statement} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: pd.Series) -> str:
+    if row["verdict"] == "not run":
+        return "not run"
+    number = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], p = {row['p']:.4f}, {row['n_users']:.0f} users"
+    return f"**{row['verdict']}**: {number}"
+
+
+def write(profile: str = "laptop") -> Path:
+    """Write the page and the JSON; returns the page's path."""
+    frame, root = entries(profile), project_root()
+    target = root / "book" / "ledger.md"
+    for path, text in ((target, page(frame)), (root / "data" / "results" / profile / "ledger.json", _json(frame))):
+        partial = path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.replace(path)
+    return target
+
+
+def _json(frame: pd.DataFrame) -> str:
+    return json.dumps(json.loads(frame.to_json(orient="records")), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    print(write().relative_to(project_root()))
+    sys.exit(0)

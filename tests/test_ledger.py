@@ -1,0 +1,42 @@
+"""The ledger: every claim is in it, and the page in the book is what the recorded results give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from allmrec_lib import ledger, metrics, results
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_page_is_what_the_results_give():
+    frame = ledger.entries()
+    assert (ROOT / "book" / "ledger.md").read_text() == ledger.page(frame)
+    assert (ROOT / "data" / "results" / "laptop" / "ledger.json").read_text() == ledger._json(frame)
+
+
+def test_every_claim_has_a_line_for_every_dataset():
+    claims = pd.read_csv(ROOT / "data" / "paper" / "claims.csv")
+    assert not claims.duplicated(["record", "claim"]).any() and not claims.duplicated("statement").any()
+    frame = ledger.entries()
+    assert len(frame) == len(claims) * len(ledger.DATASETS)
+    assert set(frame["verdict"]) <= {"holds", "fails", "undecided", "not run"}
+
+
+def test_a_recorded_test_becomes_a_verdict(home):
+    tests = {"A-LLMRec > SASRec": metrics.Comparison(0.02, 0.01, 0.03, 0.001),
+             "A-LLMRec > NCF": metrics.Comparison(-0.02, -0.03, -0.01, 0.001),
+             "A-LLMRec > CTRL": metrics.Comparison(0.01, -0.01, 0.03, 0.4)}  # fmt: skip
+    rows = results.claims(tests, 100, dataset="beauty", profile="laptop", llm="pocket", section="5.2.1")
+    results.record("claims_07", rows, {"seed": 0})
+    frame = ledger.entries().set_index(["dataset", "statement"])["verdict"]
+    assert frame["beauty", "A-LLMRec is better than SASRec"] == "holds"
+    assert frame["beauty", "A-LLMRec is better than NCF"] == "fails"
+    assert frame["beauty", "A-LLMRec is better than CTRL"] == "undecided"
+    assert frame["movielens", "A-LLMRec is better than SASRec"] == "not run"
+    text = ledger.page(ledger.entries())
+    assert "**fails**: -0.020 [-0.030, -0.010], p = 0.0010, 100 users" in text and "\t" not in text
+    assert json.loads(ledger._json(ledger.entries()))[0]["section"] == "5.2.1"
