@@ -9,10 +9,14 @@ PROFILE ?= laptop
 SEED ?= 0
 LLM ?= pocket
 DEVICE ?= cpu
+DATASETS ?= $(DATASET)
+SEEDS ?= $(SEED)
+LLMS ?= $(LLM)
+JOBS ?= 1
 CHAPTERS ?= 01 02 03 04 05 06
 RUN := $(BIN)/python -m allmrec_lib.runner
 
-.PHONY: help setup book test chapter tune ledger html notebooks clean
+.PHONY: help setup book test chapter tune ledger grid html notebooks clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,6 +41,11 @@ chapter: $(STAMP) ## run one chapter: CH=03 DATASET=beauty PROFILE=laptop
 tune: $(STAMP) ## try the paper's learning rates on validation: MODEL=GRU4Rec DATASET=beauty
 	@test -n "$(MODEL)" || (echo "say which model: make tune MODEL=GRU4Rec" && exit 2)
 	@$(BIN)/python -m allmrec_lib.tune $(MODEL) --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
+
+grid: $(STAMP) ## chapters x datasets x seeds: DATASETS="movielens beauty" SEEDS="0 1" LLMS=pocket CHAPTERS="01 02" JOBS=1
+	@test -x $(BIN)/snakemake || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[grid]'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --jobs $(JOBS) --keep-going --nolock --rerun-incomplete --rerun-triggers mtime --quiet rules \
+	  --config datasets="$(DATASETS)" seeds="$(SEEDS)" llms="$(LLMS)" chapters="$(CHAPTERS)" profile=$(PROFILE) device=$(DEVICE)
 
 ledger: $(STAMP) ## write the page of the paper's claims from the recorded results
 	@$(BIN)/python -m allmrec_lib.ledger

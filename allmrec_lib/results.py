@@ -65,8 +65,12 @@ def claims(tests: dict[str, metrics.Comparison], users: int, *, dataset: str, pr
             for claim, test in tests.items()]  # fmt: skip
 
 
-def path_of(table: str, profile: str, dataset: str) -> Path:
-    return project_root() / "data" / "results" / profile / dataset / f"{table}.json"
+def path_of(table: str, profile: str, dataset: str, seed: int = 0, llm: str | None = None) -> Path:
+    """Where the rows of a table lie; another seed than 0 and another LLM than the small one have a folder of their own."""
+    folder = project_root() / "data" / "results" / profile / dataset
+    if seed != 0 or llm not in (None, "pocket"):
+        folder /= f"seed{seed}-{Path(llm or 'pocket').name}"
+    return folder / f"{table}.json"
 
 
 def record(table: str, rows: list[dict[str, Any]], run: dict[str, Any], wall_s: float | None = None) -> Path:
@@ -79,7 +83,7 @@ def record(table: str, rows: list[dict[str, Any]], run: dict[str, Any], wall_s: 
         missing = [name for name in FIELDS if name not in line]
         if missing:
             raise ValueError(f"{table}: the row of {line.get('model')!r} has no {missing[0]!r}")
-    path = path_of(table, rows[0]["profile"], rows[0]["dataset"])
+    path = path_of(table, rows[0]["profile"], rows[0]["dataset"], run.get("seed", 0), run.get("llm"))
     run = {**run, "versions": versions()}
     if path.exists():
         old = json.loads(path.read_text())

@@ -133,16 +133,25 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     failed.unlink(missing_ok=True)
 
 
+def copies_of(dataset: str, profile: str, seed: int, llm: str, **_: Any) -> Path:
+    """The folder of a run's executed copies: ``book/executed/<dataset>`` for what the book shows (profile laptop, seed 0, the
+    pocket LLM), ``data/runs/<dataset>/<profile>-seed<k>-<llm>`` for anything else, so that it overwrites nothing."""
+    shown = (profile, seed, llm) == ("laptop", 0, "pocket")
+    return book_folder() / "executed" / dataset if shown else (
+        project_root() / "data" / "runs" / dataset / f"{profile}-seed{seed}-{Path(llm).name}"
+    )
+
+
 def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
     """Run one chapter with parameters (dataset, profile, seed, llm, device) and return its executed copy.
 
-    The copy is ``book/executed/<dataset>/NN_name.ipynb``. What was run before with the same source, library and
-    parameters is not run again (``force``: it is). Raises :class:`ChapterError`.
+    The copy lies in the folder of :func:`copies_of`. What was run before with the same source, library and parameters is
+    not run again (``force``: it is). Raises :class:`ChapterError`.
     """
     source = find_chapter(name)
     check_parameters(source, parameters)
-    target = book_folder() / "executed" / parameters["dataset"] / source.name
-    record = project_root() / "data" / "artifacts" / "runs" / f"{parameters['dataset']}-{source.stem}.json"
+    target = copies_of(**parameters) / source.name
+    record = project_root() / "data" / "artifacts" / "runs" / target.relative_to(project_root()).with_suffix(".json")
     key = _key(source, parameters)
     if not force and target.exists() and record.exists() and json.loads(record.read_text()).get("key") == key:
         print(f"{source.stem}: up to date", flush=True)
@@ -153,7 +162,7 @@ def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
     partial = record.with_suffix(".partial")
     partial.write_text(json.dumps({"key": key, "parameters": parameters, "seconds": time.monotonic() - begin}))
     partial.replace(record)
-    print(f"{source.stem}: done in {time.monotonic() - begin:.0f} s", flush=True)
+    print(f"{source.stem}: done in {time.monotonic() - begin:.0f} s, {target.relative_to(project_root())}", flush=True)
     return target
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from allmrec_lib import runner
 
-PARAMETERS = {"dataset": "simulated", "profile": "smoke", "seed": 0, "llm": "pocket", "device": "cpu"}
+PARAMETERS = {"dataset": "simulated", "profile": "laptop", "seed": 0, "llm": "pocket", "device": "cpu"}
 
 
 def write(folder, name, *cells):
@@ -41,8 +41,9 @@ def test_a_chapter_runs_once(chapter, home, capsys):
     assert "up to date" in capsys.readouterr().out and chapter.read_bytes() == first
     runner.run_chapter("01", **PARAMETERS, force=True)
     assert chapter.read_bytes() == first  # the same command twice gives the same notebook
-    runner.run_chapter("01", **PARAMETERS | {"seed": 3})
-    assert chapter.read_bytes() != first
+    other = runner.run_chapter("01", **PARAMETERS | {"seed": 3})
+    assert other == home / "data" / "runs" / "simulated" / "laptop-seed3-pocket" / "01_one.ipynb"
+    assert chapter.read_bytes() == first != other.read_bytes()  # another run overwrites nothing
     assert list(chapter.parent.iterdir()) == [chapter]
 
 
@@ -66,7 +67,7 @@ def test_a_killed_book_goes_on_where_it_was(home):
     write(home, "01_one.ipynb", "print('first')")
     write(home, "02_two.ipynb", "import time, pathlib\npathlib.Path('started').touch()",
           "time.sleep(0 if pathlib.Path('go').exists() else 60)")  # fmt: skip
-    command = [sys.executable, "-m", "allmrec_lib.runner", "book", "--dataset", "simulated", "--profile", "smoke"]
+    command = [sys.executable, "-m", "allmrec_lib.runner", "book", "--dataset", "simulated", "--profile", "laptop"]
     process = subprocess.Popen(command, env=os.environ | {"ALLMREC_HOME": str(home)}, start_new_session=True)
     executed = home / "book" / "executed" / "simulated"
     for _ in range(600):
@@ -78,6 +79,6 @@ def test_a_killed_book_goes_on_where_it_was(home):
     assert (executed / "01_one.ipynb").exists() and not (executed / "02_two.ipynb").exists()
     stamp = (executed / "01_one.ipynb").stat().st_mtime_ns
     (home / "book" / "go").touch()
-    assert runner.main(["book", "--dataset", "simulated", "--profile", "smoke"]) == 0
+    assert runner.main(["book", "--dataset", "simulated", "--profile", "laptop"]) == 0
     assert (executed / "01_one.ipynb").stat().st_mtime_ns == stamp
     assert json.loads((executed / "02_two.ipynb").read_text())["cells"]

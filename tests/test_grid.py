@@ -1,0 +1,56 @@
+"""The grid by Snakemake: killed in the middle it goes on, one failing chapter stops nothing but what needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_runner import write
+
+pytest.importorskip("snakemake")
+ROOT = Path(__file__).resolve().parent.parent
+SLOW = "import time, pathlib\nwhile not pathlib.Path('go').exists(): time.sleep(0.1)"
+
+
+def grid(home, **config):
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--jobs", "1", "--keep-going",
+               "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--quiet", "all", "--config",
+               *(f"{name}={value}" for name, value in config.items())]  # fmt: skip
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(command, cwd=home, env=os.environ | {"PATH": path}, start_new_session=True)
+
+
+def test_a_killed_grid_goes_on_where_it_was(home):
+    for number, cell in enumerate(("print('first')", SLOW, "print('third')"), start=1):
+        write(home, f"0{number}_c.ipynb", cell)
+    config = {"datasets": "simulated movielens", "seeds": "0"}
+    first = home / "book" / "executed" / "simulated" / "01_c.ipynb", home / "book" / "executed" / "movielens" / "01_c.ipynb"
+    process = grid(home, **config)
+    for _ in range(600):
+        if any(path.exists() for path in first):
+            break
+        time.sleep(0.1)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = [path for path in first if path.exists()]
+    stamps = [path.stat().st_mtime_ns for path in done]
+    (home / "book" / "go").touch()
+    assert grid(home, **config).wait() == 0
+    copies = [home / "book" / "executed" / d / f"0{n}_c.ipynb" for d in ("simulated", "movielens") for n in (1, 2, 3)]
+    assert done and all(path.exists() for path in copies)
+    assert stamps == [path.stat().st_mtime_ns for path in done]
+
+
+def test_a_failing_run_does_not_stop_the_others(home):
+    write(home, "01_c.ipynb", "assert seed != 1, 'an unlucky seed'")
+    write(home, "02_c.ipynb", "print(seed)")
+    assert grid(home, datasets="simulated", seeds="0 1").wait() != 0
+    assert (home / "book" / "executed" / "simulated" / "02_c.ipynb").exists()
+    other = home / "data" / "runs" / "simulated" / "laptop-seed1-pocket"
+    assert [path.name for path in other.iterdir()] == ["01_c.failed.ipynb"]
