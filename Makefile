@@ -58,7 +58,7 @@ html: $(STAMP) ## render what is there: _build/html/index.html (warnings are err
 	@echo "the book: _build/html/index.html"
 
 test: $(STAMP) ## the whole test suite
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 clean: ## delete what was made (not .venv, not downloads)
 	rm -rf _build data/artifacts data/processed

@@ -25,6 +25,8 @@ from .store import project_root
 KERNEL = {"ALLMREC_QUIET": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
           "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # for the sources: the last digits depend on how many threads add up
+
 
 class ChapterError(RuntimeError):
     """A chapter that cannot be run or failed while running; the message names chapter, cell and cause."""
@@ -178,7 +180,9 @@ def run_book(only: list[str] | None = None, **parameters: Any) -> None:
 
 
 def run_sources(only: list[str] | None = None) -> None:
-    """Execute the chapters' sources in place at their default parameters (the smoke profile)."""
+    """Execute the chapters' sources in place at their default parameters (the smoke profile), with one CPU thread, so that
+    the outputs stored in them are the same on any machine."""
+    os.environ.update(ONE_THREAD)
     for name in only or list(chapters()):
         source = find_chapter(name)
         begin = time.monotonic()

@@ -75,7 +75,7 @@ def test_the_sources_still_give_what_they_show():
                "--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), *map(str, SOURCES)]  # fmt: skip
     import os
 
-    from allmrec_lib.runner import KERNEL
+    from allmrec_lib.runner import KERNEL, ONE_THREAD
 
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | KERNEL, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | KERNEL | ONE_THREAD, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:]
