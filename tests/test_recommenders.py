@@ -216,6 +216,26 @@ def test_recformer_reads_the_newest_item_first():
     assert torch.allclose(model.item_embeddings()[9], model.user_representation(torch.tensor([[0, 0, 9]]))[0], atol=1e-5)
 
 
+def test_recformers_attention_with_a_window_over_everything_is_plain_attention():
+    """<s> attends by its own (global) projections to all, every other token by the common ones to all."""
+    attention = built("RECFORMER").model.encoder.layer[0].attention.self
+    torch.manual_seed(0)
+    states, real = torch.randn(1, 8, 384), 5
+    mask = torch.tensor([[10000.0] + [0.0] * 4 + [-10000.0] * 3])  # <s> looks everywhere; three places of padding
+    out = attention(states, attention_mask=mask, is_index_masked=mask < 0, is_index_global_attn=mask > 0,
+                    is_global_attn=True)[0]  # fmt: skip
+
+    def plain(query, key, value, place):
+        q, k, v = (f(states[0, :real]).unflatten(-1, (6, -1)).transpose(0, 1) for f in (query, key, value))
+        weights = torch.einsum("hd,hnd->hn", q[:, place], k) / 8.0
+        return torch.einsum("hn,hnd->hd", weights.softmax(-1), v).flatten()
+
+    for place in range(1, real):
+        assert torch.allclose(out[0, place], plain(attention.query, attention.key, attention.value, place), atol=1e-5)
+    seen = plain(attention.query_global, attention.key_global, attention.value_global, 0)
+    assert torch.allclose(out[0, 0], seen, atol=1e-5)
+
+
 def test_recformer_takes_a_longformer_from_a_folder(tmp_path):
     """The road to ``allenai/longformer-base-4096``, with a small checkpoint of the same class."""
     small = LongformerModel(LongformerConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
