@@ -1,7 +1,8 @@
 # Two commands do everything: `make book` and `make test`. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-PYTHON := $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/installed
 DATASET ?= movielens
@@ -24,6 +25,7 @@ help: ## this list
 setup: $(STAMP) ## a virtual environment in .venv with everything pinned
 
 $(STAMP): pyproject.toml
+	@test -x $(BIN)/python -o -n "$(PYTHON)" || (echo "Python 3.11 or 3.12 is needed and was not found; say where: make setup PYTHON=/path/to/python3.11" && exit 2)
 	@test -x $(BIN)/python || (rm -rf .venv && $(PYTHON) -m venv .venv)
 	@echo "installing (about two minutes the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/.*"torch==\([^"]*\)".*/\1/p' pyproject.toml)
