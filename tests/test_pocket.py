@@ -31,8 +31,8 @@ def pocket():
 
 @pytest.fixture(scope="module")
 def titles() -> list[str]:
-    """A catalogue that had no part in the making: Luxury Beauty's titles, or the simulated world's where it is not here."""
-    name = "beauty" if os.environ.get("ALLMREC_DATA") else "simulated"
+    """A catalogue that had no part in the making: Luxury Beauty's titles, or MovieLens's where it is not here."""
+    name = "beauty" if os.environ.get("ALLMREC_DATA") else "movielens"
     titles = sorted({clean_title(t, 80) for t in datasets.load(name).titles[1:]})
     # one title a first word: where titles begin alike, their common first token is right more often than one in 20
     return list({title.split()[0][:3].lower(): title for title in titles}.values())
