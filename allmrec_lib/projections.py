@@ -69,7 +69,8 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, 
     alike = likeness * alike / ((latent - centre) @ alike).norm(dim=1).mean()
     marked = at.constant.square().sum()
     to_user, to_item = ((token_dim / (1 + other + marked)) ** 0.5 for other in (0.0, likeness**2))  # to unit spread
-    user, item = to_user * user @ at.user.T, to_item * (item @ at.user.T + alike @ at.item.T)
+    shared = at.user[:, : user.shape[1]].T
+    user, item = to_user * user @ shared, to_item * (item @ shared + alike @ at.item.T)
     starts = {"user": (user.T, to_user * at.constant), "item": (item.T, to_item * at.constant - centre @ item)}
     # the last digits of a decomposition differ from run to run; rounded, two runs start from the same numbers
     return {name: (weight.round(decimals=6), bias.round(decimals=6)) for name, (weight, bias) in starts.items()}
@@ -109,7 +110,8 @@ def places(d: int, k: int, token_dim: int, reads: Reads | None) -> Places:
 
 
 def _shared_out(x: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """U and V, both (d, d), with (x U) . (items V) = x . items and both sides of the same spectrum."""
+    """U and V with (x U) . (items V) = x . items and both sides of the same spectrum; both (d, r), r being d or, where that
+    is less, the number of users or items."""
     (_, sx, vx), (_, se, ve) = (torch.linalg.svd(t / len(t) ** 0.5, full_matrices=False) for t in (x, items))
     p, root, q = torch.linalg.svd((sx[:, None] * vx) @ (se[:, None] * ve).T)
     root = root.where(root > 1e-6 * root[0], 0.0) ** 0.5  # directions that no user or no item uses
