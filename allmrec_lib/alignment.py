@@ -30,11 +30,34 @@ def encoder(inputs: int, outputs: int) -> nn.Module:
 class Alignment(nn.Module):
     """The two autoencoders and the sentence encoder that learns with them. d: CF model, d': latent, D: sentence."""
 
+    TEXT_SIDE = ("text_encoder.", "item_decoder.")
+
     def __init__(self, cf_dim: int, text: TextEncoder, config: Stage1Config):
         super().__init__()
         self.text = text
         self.item_encoder, self.item_decoder = encoder(cf_dim, config.dim), nn.Linear(config.dim, cf_dim)
         self.text_encoder, self.text_decoder = encoder(text.dim, config.dim), nn.Linear(config.dim, text.dim)
+        learned = [f"text.{name}" for name, weight in text.named_parameters() if weight.requires_grad]
+        self.text_side = [n for n in self.state_dict() if n in learned or n.startswith(self.TEXT_SIDE)]
+
+    def save_text_side(self, path: Path) -> None:
+        """What it takes to give q, and f_I^dec(q), to a text that was not there in training."""
+        weights = self.state_dict()
+        save_file({name: weights[name].cpu().contiguous() for name in self.text_side}, path)
+
+    def load_text_side(self, path: Path) -> None:
+        """Raises ValueError when the file is of another encoder or other sizes."""
+        found = load_file(path)
+        if set(found) != set(self.text_side):
+            raise ValueError(f"{path} holds another text side: {sorted(set(found) ^ set(self.text_side))[:3]} differ")
+        self.load_state_dict(found, strict=False)
+
+    @torch.no_grad()
+    def of_texts(self) -> tuple[Tensor, Tensor]:
+        """q (n, d') and f_I^dec(q) (n, d) of all texts, on the CPU."""
+        self.eval()
+        q = self.text_encoder(self.text.encode_all().to(self.text_encoder[0].weight.device))
+        return q.float().cpu().clone(), self.item_decoder(q).float().cpu().clone()
 
 
 @dataclass(frozen=True)
@@ -149,8 +172,8 @@ def joint_embeddings(model: Alignment, cf: EmbeddingRecommender) -> JointEmbeddi
     model.eval()
     device = next(model.item_encoder.parameters()).device
     e = model.item_encoder(cf.item_embeddings().to(device))
-    q = model.text_encoder(model.text.encode_all().to(device))
-    return JointEmbeddings(*(t.float().cpu().clone() for t in (e, q, model.item_decoder(e), model.item_decoder(q))))
+    q, decoded_q = model.of_texts()
+    return JointEmbeddings(e.float().cpu().clone(), q, model.item_decoder(e).float().cpu().clone(), decoded_q)
 
 
 def train_alignment(cf: EmbeddingRecommender, text: TextEncoder, sequences: Sequences, config: Stage1Config, max_len: int,

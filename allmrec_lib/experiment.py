@@ -50,7 +50,7 @@ CODE = {
 
 # What a name in a table stands for, where it is A-LLMRec with other settings. MLP-LLM has no Stage 1.
 VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}, "A-LLMRec (e+q)": {"stage2.joint": "both"},
-            "MLP-LLM": {"stage2.joint": "cf"}}  # fmt: skip
+            "A-LLMRec_all": {"stage1.all_items": True, "stage2.all_items": True}, "MLP-LLM": {"stage2.joint": "cf"}}  # fmt: skip
 
 
 class Experiment(Prepared):
@@ -150,6 +150,7 @@ class Experiment(Prepared):
             model, history = train_alignment(self.cf_model, text, self.sequences, settings, self.profile.sasrec.max_len,
                                              self.seed, folder, self.device)  # fmt: skip
             joint_embeddings(model, self.cf_model).save(folder / "joint.safetensors")
+            model.save_text_side(folder / "text_side.safetensors")
             write_history(history, folder)
 
         return self.store.get("stage1", self._inputs("stage1"), make)

@@ -79,7 +79,7 @@ class RecFormer(nn.Module):
         place[used] = torch.arange(len(used))
         self.register_buffer("ids", place[ids], persistent=False)
         self.register_buffer("types", types, persistent=False)
-        self.model = longformer(config, used)
+        self.used, self.model = used, longformer(config, used)  # which tokens of the tokenizer have a word embedding here
         d = self.model.config.hidden_size
         self.item_positions = nn.Embedding(config.max_len + 1, d)
         nn.init.normal_(self.item_positions.weight, std=0.02)
