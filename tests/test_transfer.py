@@ -1,0 +1,53 @@
+"""Cross-domain: what is carried to another item space, and that carrying it home again changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec_lib.config import SequentialConfig
+from allmrec_lib.experiment import Experiment
+from allmrec_lib.recommenders.sasrec import SASRec
+from allmrec_lib.transfer import Foreign, Transfer, _carried_over
+
+TINY = {"data.max_test_users": 20, "sasrec.epochs": 2, "stage1.train_layers": 1, "stage1.max_text_tokens": 8,
+        "stage2.max_rows": 16, "stage2.eval_users": 8, "stage2.joint": "q"}  # fmt: skip
+
+
+def test_a_model_given_its_own_embeddings_scores_as_ever():
+    torch.manual_seed(0)
+    model = SASRec(30, SequentialConfig(dim=16, max_len=8)).eval()
+    histories, candidates = torch.randint(0, 31, (5, 12)), torch.randint(1, 31, (5, 4))
+    with torch.no_grad():
+        assert torch.equal(Foreign(model, model.item_embeddings()).score(histories, candidates), model.score(histories, candidates))
+
+
+def test_a_word_that_was_learned_keeps_what_it_learned():
+    learned, fresh = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[10.0], [20.0], [30.0]])
+    carried = _carried_over(learned, torch.tensor([0, 7, 9]), fresh, torch.tensor([0, 9, 4]))
+    assert carried.flatten().tolist() == [1.0, 3.0, 30.0]
+
+
+@pytest.fixture
+def source(home) -> Experiment:
+    return Experiment("simulated", "smoke", overrides=TINY)
+
+
+def test_carried_to_its_own_dataset_the_text_side_is_what_it_was(source):
+    across = Transfer(source, Experiment("simulated", "smoke", overrides=TINY))
+    q, decoded = across.texts
+    assert torch.allclose(q, source.joint.q, atol=1e-5) and torch.allclose(decoded, source.joint.decoded_q, atol=1e-5)
+    assert np.allclose(across.scores("SASRec"), source.scores("SASRec"), atol=1e-5)
+    answering = across.answering("A-LLMRec")
+    rows, candidates = source.rows("test"), source.candidates["test"]
+    carried = answering.predict(rows, candidates, source.x(rows))
+    assert np.allclose(carried, source.scores("A-LLMRec"), atol=1e-3)
+
+
+def test_a_text_side_of_another_size_is_refused(source):
+    other = Experiment("simulated", "smoke", overrides=TINY | {"stage1.train_layers": 2})
+    model = Transfer(other, source)
+    model.source.__dict__["stage1_folder"] = source.stage1_folder
+    with pytest.raises(ValueError, match="another text side"):
+        _ = model.texts
