@@ -1,6 +1,7 @@
 """The ledger: what the paper claims, and what our rows say of it. Written from recorded results, never by hand.
 
-    python -m allmrec_lib.ledger        # book/ledger.md and data/results/laptop/ledger.json, from data/paper/claims.csv
+    python -m allmrec_lib.ledger        # book/ledger.md, data/results/laptop/ledger.json (from data/paper/claims.csv) and
+                                        # book/paper_itself.md
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import results
+from . import paper, results
 from .store import project_root
 
 DATASETS = {"movielens": "MovieLens-100K", "beauty": "Luxury Beauty"}
@@ -63,10 +64,12 @@ def _cell(row: pd.Series) -> str:
 
 
 def write(profile: str = "laptop") -> Path:
-    """Write the page and the JSON; returns the page's path."""
+    """Write the pages and the JSON; returns the ledger's path."""
     frame, root = entries(profile), project_root()
     target = root / "book" / "ledger.md"
-    for path, text in ((target, page(frame)), (root / "data" / "results" / profile / "ledger.json", _json(frame))):
+    texts = {target: page(frame), root / "data" / "results" / profile / "ledger.json": _json(frame),
+             root / "book" / "paper_itself.md": paper.page()}  # fmt: skip
+    for path, text in texts.items():
         partial = path.with_suffix(".partial")
         partial.write_text(text)
         partial.replace(path)

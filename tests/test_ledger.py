@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
-from allmrec_lib import ledger, metrics, results
+from allmrec_lib import ledger, metrics, paper, results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,6 +17,16 @@ def test_the_page_is_what_the_results_give():
     frame = ledger.entries()
     assert (ROOT / "book" / "ledger.md").read_text() == ledger.page(frame)
     assert (ROOT / "data" / "results" / "laptop" / "ledger.json").read_text() == ledger._json(frame)
+    assert (ROOT / "book" / "paper_itself.md").read_text() == paper.page()
+
+
+def test_the_arithmetic_of_the_papers_page():
+    middle = (9912 * 0.5298 - 7377 * 0.6312 - 1973 * 0.1190) / (9912 - 7377 - 1973)
+    assert f"| SASRec | 0.1190 | 0.6312 | 0.5298 | {middle:.3f} |" in paper.the_middle()
+    assert "588.6 / 232.5 = 2.53" in paper.speed() and "3.36 / 1.98 = 1.70" in paper.speed()
+    assert "on 3 of 3 datasets" in paper.same_number()
+    with pytest.raises(ValueError, match="Table 10 of the paper has no hit@5 of NCF"):
+        paper.value(10, "beauty", "NCF", metric="hit@5")
 
 
 def test_every_claim_has_a_line_for_every_dataset():
