@@ -57,7 +57,8 @@ def tune(model: str, grid: dict[str, list[Any]] | None = None, dataset: str = "m
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.create_study(direction="maximize", sampler=optuna.samplers.GridSampler(grid, seed=seed)).optimize(objective)
     found = sorted(rows, key=lambda row: -row["value"])
-    results.record(f"tuning_{SECTIONS[model]}", [about | row for row in found], run.record(model))
+    others = [name.partition(".")[2] for name in grid if name != f"{SECTIONS[model]}.lr"]  # a grid of its own, a file of its own
+    results.record("_".join(["tuning", SECTIONS[model], *others]), [about | row for row in found], run.record(model))
     return pd.DataFrame(found)
 
 

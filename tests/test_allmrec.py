@@ -171,6 +171,17 @@ def test_the_linear_path_starts_where_the_llm_reads():
     assert users[:, rest].abs().max() == items[:, rest].abs().max() == 0
 
 
+def test_fewer_training_users_than_dimensions_are_enough_to_start():
+    generator = torch.Generator().manual_seed(0)
+    latent, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((30, 12), (12, 5), (3, 5)))
+    embeddings = latent @ decoder
+    heads = projections(Stage2Config(), latent, embeddings, x, llm_of(40, Reads(slice(8, 16), slice(20, 28), 30)), seed=0)
+    with torch.no_grad():
+        found = heads["user"](x)[:, 8:16] @ heads["item"](latent)[1:, 8:16].T
+    wanted = x @ (embeddings[1:] - embeddings[1:].mean(0)).T
+    assert torch.allclose(found / found.norm(), wanted / wanted.norm(), atol=1e-5)
+
+
 def test_with_both_embeddings_users_meet_e_and_items_are_alike_by_q():
     generator = torch.Generator().manual_seed(0)
     e, q, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((60, 6), (60, 6), (6, 5), (9, 5)))

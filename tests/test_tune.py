@@ -18,7 +18,7 @@ def test_a_grid_is_tried_once_and_recorded(home, capsys):
     assert tune.main(command) == 0
     made = {p: p.stat().st_mtime_ns for p in (home / "data" / "artifacts").glob("sasrec-*/model.safetensors")}
     assert len(made) == 4
-    path = home / "data" / "results" / "smoke" / "simulated" / "tuning_sasrec.json"
+    path = home / "data" / "results" / "smoke" / "simulated" / "tuning_sasrec_dropout.json"
     first = path.read_text()
     rows = json.loads(first)["rows"]
     assert [row["value"] for row in rows] == sorted((row["value"] for row in rows), reverse=True)
