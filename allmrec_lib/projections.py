@@ -113,7 +113,7 @@ def _shared_out(x: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
     """U and V with (x U) . (items V) = x . items and both sides of the same spectrum; both (d, r), r being d or, where that
     is less, the number of users or items."""
     (_, sx, vx), (_, se, ve) = (torch.linalg.svd(t / len(t) ** 0.5, full_matrices=False) for t in (x, items))
-    p, root, q = torch.linalg.svd((sx[:, None] * vx) @ (se[:, None] * ve).T)
+    p, root, q = torch.linalg.svd((sx[:, None] * vx) @ (se[:, None] * ve).T, full_matrices=False)
     root = root.where(root > 1e-6 * root[0], 0.0) ** 0.5  # directions that no user or no item uses
     return vx.T @ (p * root * _inverse(sx)[:, None]), ve.T @ (q.T * root * _inverse(se)[:, None])
 
