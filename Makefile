@@ -60,7 +60,7 @@ html: $(STAMP) ## render what is there: _build/html/index.html (warnings are err
 	@echo "the book: _build/html/index.html"
 
 test: $(STAMP) ## the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 clean: ## delete what was made (not .venv, not downloads)
 	rm -rf _build data/artifacts data/processed

@@ -17,6 +17,13 @@ from allmrec_lib.sequences import Sequences
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """For `--dist loadgroup`: a file's tests stay together, since they share what is costly; chapters are spread."""
+    for item in items:
+        if item.originalname != "test_the_source_still_gives_what_it_shows":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 def byte_tokenizer():
     """A byte-level tokenizer with a start token: any text, no download."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

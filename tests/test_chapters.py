@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+
+from allmrec_lib.runner import KERNEL, ONE_THREAD
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb"))
@@ -69,13 +72,10 @@ def test_copies_hold_the_sources_code(path):
     assert len(injected) == 1 and f'dataset = "{path.parent.name}"' in injected[0] and 'profile = "laptop"' in injected[0]
 
 
-def test_the_sources_still_give_what_they_show():
-    """nbval runs every source and compares each output with the stored one, numbers to two decimals."""
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_the_source_still_gives_what_it_shows(path):
+    """nbval runs the source and compares each output with the stored one, numbers to two decimals."""
     command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
-               "--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), *map(str, SOURCES)]  # fmt: skip
-    import os
-
-    from allmrec_lib.runner import KERNEL, ONE_THREAD
-
+               "--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), str(path)]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=os.environ | KERNEL | ONE_THREAD, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:]
