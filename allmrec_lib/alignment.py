@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from . import processes
 from .config import Stage1Config
 from .recommenders.base import EmbeddingRecommender, represent
 from .sequences import Rows, Sequences
+from .shares import Share
 from .text import TextEncoder
 from .training import History, fit, split_batches
 
@@ -139,31 +141,37 @@ class AlignmentTask:
     def batches(self, order: Tensor) -> list[Tensor]:
         return split_batches(order, self.config.batch_size)
 
-    def _terms(self, rows: Rows, x: Tensor, q_text: Tensor) -> dict[str, Tensor]:
+    def _loss(self, batch: Rows, x: Tensor, **options) -> Tensor:
+        """Of equation 6. x (B, d): user representations; ``options`` go to the sentence encoder."""
+        share = Share.of_batch(len(batch))
+        items, place = batch.targets.unique(return_inverse=True)
+        place, wanted = share.of(place), None
+        if len(share) < len(batch):
+            wanted = torch.zeros(len(items), dtype=torch.bool).index_fill(0, place, True)
+        q_text = self.module.text(items, wanted=wanted, **options)[place.to(self.device)]
+        targets, negatives, x = share.of(batch.targets, self._negatives(batch), x)
+        positive, negative = (self.embeddings[i.to(self.embeddings.device)] for i in (targets, negatives))
+        return share.weigh(losses(self.module, self.config, x, positive, negative, q_text)["total"])
+
+    def _negatives(self, rows: Rows) -> Tensor:
+        """For every row an item that the user never interacted with. (B,)."""
         negative = torch.randint(1, self.sequences.n_items + 1, rows.targets.shape)
         users, wrong = rows.users.numpy(), True
         while wrong:
             seen = torch.from_numpy(self.sequences.interacted(users, negative.numpy()))
             wrong = bool(seen.any())
             negative[seen] = torch.randint(1, self.sequences.n_items + 1, (int(seen.sum()),))
-        positive, negative = (self.embeddings[i.to(self.embeddings.device)] for i in (rows.targets, negative))
-        return losses(self.module, self.config, x, positive, negative, q_text)
+        return negative
 
     def loss(self, rows: Tensor) -> Tensor:
-        batch = self.rows.take(rows)
-        items, place = batch.targets.unique(return_inverse=True)
-        q_text = self.module.text(items)[place.to(self.device)]
-        return self._terms(batch, self.x[rows.to(self.x.device)], q_text)["total"]
+        return self._loss(self.rows.take(rows), self.x[rows.to(self.x.device)])
 
+    @torch.no_grad()
     def validate(self) -> float:
         """Minus the loss of equation 6 on the validation items (at most 2,000 rows), negatives drawn with one seed."""
         torch.manual_seed(0)
         index = torch.randperm(len(self.held))[:2000]
-        batch = self.held.take(index)
-        items, place = batch.targets.unique(return_inverse=True)
-        with torch.no_grad():
-            q_text = self.module.text(items, chunk=64)[place.to(self.device)]
-            return -float(self._terms(batch, self.x_held[index.to(self.x_held.device)], q_text)["total"])
+        return -processes.mean(self._loss(self.held.take(index), self.x_held[index.to(self.x_held.device)], chunk=64))
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from . import processes
+
 PROFILES = ("smoke", "laptop", "paper")
 
 
@@ -146,6 +148,15 @@ class Stage1Config:
 
 
 @dataclass(frozen=True)
+class LLMConfig:
+    """How the LLM is held in memory. The results depend on ``weights``, on the rest they do not."""
+
+    weights: str = "fp32"  # "bf16"; "int8": the linear layers in 8 bits, by bitsandbytes
+    device_map: str = ""  # "auto": over all cards that one process sees, for an LLM that no single one holds
+    checkpointing: bool = False  # activations are computed again in the backward pass: less memory, a third more time
+
+
+@dataclass(frozen=True)
 class Stage2Config:
     """Section 4.2. ``projection``: "skip" adds a linear path beside the paper's 2-layer MLP ("mlp")."""
 
@@ -191,6 +202,7 @@ class Profile:
     ctrl: CTRLConfig = field(default_factory=CTRLConfig)
     recformer: RecFormerConfig = field(default_factory=RecFormerConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
+    llm: LLMConfig = field(default_factory=LLMConfig)
     stage2: Stage2Config = field(default_factory=Stage2Config)
     tallrec: TALLRecConfig = field(default_factory=TALLRecConfig)
 
@@ -251,5 +263,6 @@ def load_profile(name: str, dataset: str, overrides: dict[str, Any] | None = Non
 
 
 def quiet() -> bool:
-    """Whether progress bars are switched off (``ALLMREC_QUIET=1``: executed notebooks keep no bars)."""
-    return os.environ.get("ALLMREC_QUIET", "0") == "1"
+    """Whether progress bars are switched off (``ALLMREC_QUIET=1``: executed notebooks keep no bars; of several processes that
+    work together only the first shows them)."""
+    return os.environ.get("ALLMREC_QUIET", "0") == "1" or not processes.is_main()

@@ -162,7 +162,7 @@ class Experiment(Prepared):
 
     @cached_property
     def backbone(self) -> Backbone:
-        return load_backbone(self.llm, self.device, precision=self.profile.stage2.precision)
+        return load_backbone(self.llm, self.device, precision=self.profile.stage2.precision, settings=self.profile.llm)
 
     @cached_property
     def prompts(self) -> PromptEncoder:
@@ -229,7 +229,8 @@ class Experiment(Prepared):
     def _adapted(self) -> TALLRec:
         """The LLM, a copy of its own, with adapters that have learned nothing yet."""
         torch.manual_seed(self.seed)
-        backbone = load_backbone(self.llm, self.device, precision=self.profile.tallrec.precision, template=TEXT_ONLY.name)
+        backbone = load_backbone(self.llm, self.device, precision=self.profile.tallrec.precision, template=TEXT_ONLY.name,
+                                 settings=self.profile.llm)  # fmt: skip
         return TALLRec(backbone, PromptEncoder(backbone, self.data.titles, self.data.words), self.profile.tallrec)
 
     @cached_property

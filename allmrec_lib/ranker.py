@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import metrics
+from . import metrics, processes
 from .config import Stage2Config, quiet
 from .llm import decoding
 from .llm.backbone import Backbone
 from .llm.soft_tokens import PromptBatch, PromptEncoder, embed
 from .sequences import Candidates, Rows, Sequences, with_negatives
+from .shares import Share
 from .training import History, bucketed_batches, fit
 
 
@@ -56,18 +57,26 @@ class LLMRecommender:
         ``trie``: 1 for the candidate that greedy decoding among the titles writes, 0 for others (two candidates of one
         title share it, and a tie counts against the model); ``free``: 1 for candidates whose title plain generation wrote
         to the letter (no 1 in a row: an invalid answer).
-        Rows of similar prompt length are read together.
+        Rows of similar prompt length are read together; several processes share these batches out.
         """
         prompts = self.prompt_rows(rows, candidates)
         order = torch.tensor([len(p) for p in prompts]).argsort(descending=True, stable=True)
         out = np.zeros((len(rows), candidates.items.shape[1]), dtype=np.float32)
         self.module.eval()
-        parts = order.split(batch)
-        for part in tqdm(parts, desc=f"{label or type(self).__name__} ({mode})", disable=quiet(), leave=False, unit="batch"):
+        parts = list(order.split(batch))
+        shown = f"{label or type(self).__name__} ({mode})"
+        bar = tqdm(total=len(parts), desc=shown, disable=quiet(), leave=False, unit="batch")
+
+        def answer(part: Tensor) -> np.ndarray:
             block = PromptBatch.of([prompts[i] for i in part.tolist()])
             with torch.inference_mode():
                 prefix = decoding.read(self.backbone, self.embeds(block, x[part]), block.lengths)
-            out[part.numpy()] = self._decode(prefix, candidates.items[part], mode)
+            bar.update(processes.count())
+            return self._decode(prefix, candidates.items[part], mode)
+
+        with bar:
+            for part, scores in zip(parts, processes.each_once(answer, parts), strict=True):
+                out[part.numpy()] = scores
         return out
 
     def _decode(self, prefix: decoding.Prefix, items: Tensor, mode: str) -> np.ndarray:
@@ -132,15 +141,22 @@ class AnswerTask:
         drawn = training_candidates(self.sequences, part, self.negatives, seed)
         prompts = self.model.prompt_rows(part, drawn)
         answers = [self.model.prompts.answer(i) for i in part.targets.tolist()]
-        block = PromptBatch.of([p + a[:-1] for p, a in zip(prompts, answers, strict=True)])
+        ids = PromptBatch.of([p + a[:-1] for p, a in zip(prompts, answers, strict=True)]).ids
+        share = Share.of_batch(len(rows))
+        prompts, answers = prompts[share.rows], answers[share.rows]
+        ids, x, items = share.of(ids, self.x[rows], drawn.items)
+        block = PromptBatch(ids, torch.tensor([len(p) + len(a) - 1 for p, a in zip(prompts, answers, strict=True)]))
         place = torch.cat([torch.arange(len(p) - 1, len(p) - 1 + len(a)) for p, a in zip(prompts, answers, strict=True)])
         row = torch.cat([torch.full((len(a),), i) for i, a in enumerate(answers)])
-        hidden = self.model.backbone.hidden(self.model.embeds(block, self.x[rows]))
+        with share:
+            hidden = self.model.backbone.hidden(self.model.embeds(block, x))
         logits = self.model.backbone.logits(hidden[row.to(hidden.device), place.to(hidden.device)])
         wanted = torch.cat([torch.tensor(a) for a in answers]).to(logits.device)
         if self.config.loss == "constrained":
-            return self._constrained(logits, row, drawn.items) / len(rows)
-        return F.cross_entropy(logits, wanted, reduction="sum") / len(rows)
+            total = self._constrained(logits, row, items)
+        else:
+            total = F.cross_entropy(logits, wanted, reduction="sum")
+        return share.weigh(total / len(share))
 
     def _constrained(self, logits: Tensor, row: Tensor, items: Tensor) -> Tensor:
         """Minus the log-probability of the targets (column 0 of ``items``) when only the candidates can be written.

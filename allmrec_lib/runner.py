@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from .store import project_root
 
 KERNEL = {"ALLMREC_QUIET": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
           "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip
+
+NEEDS = ("dataset", "profile", "llm", "device")  # what decides what a run needs
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # for the sources: the last digits depend on how many threads add up
 
@@ -144,11 +147,20 @@ def copies_of(dataset: str, profile: str, seed: int, llm: str, **_: Any) -> Path
     )
 
 
+@cache
+def _check_needs(**parameters: Any) -> None:
+    """Memory, disk, weights and data, before a chapter loads any of them. Raises :class:`ChapterError`."""
+    from .preflight import passed
+
+    if not passed(**parameters):
+        raise ChapterError("the run needs what is not here; python -m allmrec_lib.preflight lists it, --anyway goes on")
+
+
 def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
     """Run one chapter with parameters (dataset, profile, seed, llm, device) and return its executed copy.
 
     The copy lies in the folder of :func:`copies_of`. What was run before with the same source, library and parameters is
-    not run again (``force``: it is). Raises :class:`ChapterError`.
+    not run again (``force``: it is). Raises :class:`ChapterError`, also where ``preflight`` finds that it cannot succeed.
     """
     source = find_chapter(name)
     check_parameters(source, parameters)
@@ -158,6 +170,7 @@ def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
     if not force and target.exists() and record.exists() and json.loads(record.read_text()).get("key") == key:
         print(f"{source.stem}: up to date", flush=True)
         return target
+    _check_needs(**{name: parameters[name] for name in NEEDS if name in parameters})
     begin = time.monotonic()
     _execute(source, target, parameters)
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +219,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="run again what is up to date")
     parser.add_argument("-p", dest="more", action="append", default=[], metavar="NAME=VALUE", help="any other parameter")
+    parser.add_argument("--anyway", action="store_true", help="run what preflight says cannot succeed")
     args = parser.parse_args(arguments)
+    if args.anyway:
+        os.environ["ALLMREC_ANYWAY"] = "1"
     parameters = {name: getattr(args, name) for name in ("dataset", "profile", "seed", "llm", "device")}
     parameters |= {name: _value(value) for name, _, value in (p.partition("=") for p in args.more)}
     try:

@@ -13,10 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock
+
+from . import processes
 
 
 def project_root() -> Path:
@@ -47,22 +51,33 @@ class Store:
     def get(self, kind: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
         """The folder of the artifact; ``make(folder)`` fills it when it is not there yet.
 
-        Two processes that ask for the same artifact do not both make it: the second waits.
+        Two processes that ask for the same artifact do not both make it: the second waits. Processes that work together
+        (``processes``) make it together, in a folder that all can read; what others than the first write is thrown away.
         """
         final = self.folder(kind, inputs)
-        if final.exists():
+        if processes.from_main(final.exists()):
             return final
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_suffix(".lock")):
-            if not final.exists():
-                partial = final.with_suffix(".partial")
-                partial.mkdir(exist_ok=True)
-                make(partial)
-                (partial / "checkpoint.pt").unlink(missing_ok=True)
-                (partial / "manifest.json").write_text(json.dumps(inputs, indent=1, sort_keys=True, default=str))
-                partial.rename(final)
-        final.with_suffix(".lock").unlink(missing_ok=True)
+        with FileLock(final.with_suffix(".lock")) if processes.is_main() else nullcontext():
+            if not processes.from_main(final.exists()):
+                if processes.is_main():
+                    self._make(final, inputs, make)
+                else:
+                    with TemporaryDirectory() as scratch:
+                        make(Path(scratch))
+                processes.wait()
+        if processes.is_main():
+            final.with_suffix(".lock").unlink(missing_ok=True)
         return final
+
+    @staticmethod
+    def _make(final: Path, inputs: dict[str, Any], make: Callable[[Path], None]) -> None:
+        partial = final.with_suffix(".partial")
+        partial.mkdir(exist_ok=True)
+        make(partial)
+        (partial / "checkpoint.pt").unlink(missing_ok=True)
+        (partial / "manifest.json").write_text(json.dumps(inputs, indent=1, sort_keys=True, default=str))
+        partial.rename(final)
 
     def clear(self) -> None:
         """Delete every artifact."""

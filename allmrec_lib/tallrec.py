@@ -7,6 +7,8 @@ projections of these names, on those that peft names for its family.
 
 from __future__ import annotations
 
+from torch import nn
+
 from .config import TALLRecConfig
 from .llm.backbone import Backbone
 from .llm.soft_tokens import PromptEncoder
@@ -17,10 +19,18 @@ class TALLRec(LLMRecommender):
     """The LLM of ``backbone`` gets adapters *in place*: load it for this model alone."""
 
     def __init__(self, backbone: Backbone, prompts: PromptEncoder, config: TALLRecConfig):
-        from peft import LoraConfig, inject_adapter_in_model
-
         super().__init__(backbone, prompts, config.history)
-        own = {name.rpartition(".")[2] for name, _ in backbone.model.named_modules()}
-        targets = ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= own else None
-        adapters = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets)
-        self.module = inject_adapter_in_model(adapters, backbone.model)
+        self.module = with_adapters(backbone.model, config)
+
+
+def with_adapters(model: nn.Module, config: TALLRecConfig) -> nn.Module:
+    """``model`` with adapters in place, in fp32 whatever its own weights are: a step of lr 1e-4 is lost in bf16."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    own = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets = ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= own else None
+    adapters = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets)
+    model = inject_adapter_in_model(adapters, model)
+    cast_adapter_dtype(model, "default")
+    return model

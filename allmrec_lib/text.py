@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from . import processes
 from .config import quiet
 from .datasets.base import Dataset
+from .shares import Share
 from .training import autocast
 
 
@@ -93,29 +95,46 @@ class TextEncoder(nn.Module):
     def dim(self) -> int:
         return self.model.get_embedding_dimension()
 
-    def _encode(self, items: Tensor) -> Tensor:
-        device, self._items = next(self.model.parameters()).device, items
-        lengths = self.lengths[items]
-        ids = self.ids[items][:, : int(lengths.max())].to(device)
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
-        with autocast(device.type, self.precision):
+    def _encode(self, items: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Q of some texts read together; those not ``wanted`` (a mask) are zero."""
+        own = None if wanted is None or bool(wanted.all()) else wanted.nonzero()[:, 0]
+        if own is not None and len(own) == 0:
+            own = torch.zeros(1, dtype=torch.long)  # one is read all the same, so that every process draws as often
+        share = Share(len(items), slice(0, len(items)) if own is None else own)
+        width, device = int(self.lengths[items].max()), next(self.model.parameters()).device
+        self._items = share.of(items)
+        ids, lengths = self.ids[self._items][:, :width].to(device), self.lengths[self._items]
+        mask = (torch.arange(width) < lengths[:, None]).long().to(device)
+        with share, autocast(device.type, self.precision):
             out = self.model({"input_ids": ids, "attention_mask": mask})
-        return out["sentence_embedding"].float()
+        encoded = out["sentence_embedding"].to(torch.promote_types(out["sentence_embedding"].dtype, torch.float32))
+        if own is None:
+            return encoded
+        return encoded.new_zeros(len(items), encoded.shape[1]).index_copy(0, own.to(device), encoded)
 
-    def forward(self, items: Tensor, chunk: int = 32) -> Tensor:
-        """Q of the texts numbered ``items`` (N,), all different: (N, D). Encoded in chunks of similar length."""
+    def forward(self, items: Tensor, chunk: int = 32, wanted: Tensor | None = None) -> Tensor:
+        """Q of the texts numbered ``items`` (N,), all different: (N, D). Encoded in chunks of similar length.
+
+        With a mask ``wanted`` (N,) the others are zero and take no time; what is wanted is as it is among all.
+        """
         items = items.cpu()
         order = self.lengths[items].argsort(stable=True)
-        encoded = torch.cat([self._encode(items[part]) for part in order.split(chunk)])
+        parts = order.split(chunk)
+        encoded = torch.cat([self._encode(items[part], None if wanted is None else wanted[part]) for part in parts])
         return encoded[order.argsort(stable=True).to(encoded.device)]
 
     @torch.no_grad()
     def encode_all(self, chunk: int = 64) -> Tensor:
-        """Q of every text in one pass, longest first. (len(texts), D) on the CPU."""
+        """Q of every text in one pass, longest first. (len(texts), D) on the CPU. Several processes share the texts out."""
         self.model.eval()
         order = self.lengths.argsort(descending=True, stable=True)
-        bar = tqdm(order.split(chunk), desc="encoding texts", total=math.ceil(len(order) / chunk), disable=quiet(), leave=False)
-        encoded = torch.cat([self._encode(part).cpu() for part in bar])
+        with tqdm(desc="encoding texts", total=math.ceil(len(order) / chunk), disable=quiet(), leave=False) as bar:
+
+            def work(part: Tensor) -> Tensor:
+                bar.update(processes.count())
+                return self._encode(part).cpu()
+
+            encoded = torch.cat(processes.each_once(work, list(order.split(chunk))))
         return encoded[order.argsort(stable=True)]
 
 

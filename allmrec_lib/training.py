@@ -1,7 +1,8 @@
 """One training loop for every model: progress bar, mixed precision, checkpoints, resume, early stopping.
 
 A model is trained by handing :func:`fit` a :class:`Task`. Each step seeds the generator from (seed, epoch, step), so
-that a run which was killed and resumed gives the same numbers as one that was not.
+that a run which was killed and resumed gives the same numbers as one that was not. Several processes (``shares``) train one
+model together: each computes its share of every batch, the first one writes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from . import processes
 from .config import quiet
+from .shares import step_of
 
 
 class Task(Protocol):
@@ -35,10 +38,11 @@ class Task(Protocol):
         """The rows in ``order``, cut into batches of row numbers."""
 
     def loss(self, rows: Tensor) -> Tensor:
-        """The loss of a batch, a scalar."""
+        """The loss of a batch, a scalar. With several processes: of this one's :class:`~.shares.Share` of the rows, weighed
+        so that the mean over the processes is the loss of the batch; or simply of the whole batch, in every process."""
 
     def validate(self) -> float:
-        """The validation metric; higher is better."""
+        """The validation metric; higher is better. Called in every process; the first one's decides."""
 
 
 @dataclass
@@ -146,7 +150,7 @@ class _Checkpoint:
         return torch.load(self.path, weights_only=True)
 
     def save(self, state: dict, force: bool = False) -> None:
-        if self.path is None or not (force or time.monotonic() - self.written > self.every_s):
+        if self.path is None or not processes.is_main() or not (force or time.monotonic() - self.written > self.every_s):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
@@ -179,14 +183,14 @@ def fit(
     optimizer = torch.optim.Adam(task.parameters(), weight_decay=weight_decay, betas=betas)
     checkpoint, history = _Checkpoint(folder, checkpoint_s), History()
     best = trainable_state(task.module)
-    state = checkpoint.load()
+    state = processes.from_main(checkpoint.load())
     epoch, step, total, seconds, stale = 1, 0, 0.0, 0.0, 0
     if state:
         load_trainable(task.module, state["module"])
         optimizer.load_state_dict(state["optimizer"])
         best, (epoch, step, total, seconds, stale) = state["best"], state["progress"]
         history = History(**state["history"])
-    begin = time.monotonic() - seconds
+    begin, loss_of = time.monotonic() - seconds, step_of(task)
 
     def save(force: bool = False) -> None:
         progress = (epoch, step, total, time.monotonic() - begin, stale)
@@ -204,7 +208,7 @@ def fit(
         """Validate; whether these weights are the best so far."""
         nonlocal best
         task.module.eval()
-        metric = task.validate()
+        metric = processes.from_main(task.validate())
         history.rows.append({"epoch": number, "loss": mean, "metric": metric, "seconds": time.monotonic() - begin})
         bar.set_postfix(metric=f"{metric:.4f}")
         if metric > history.best:
@@ -219,11 +223,11 @@ def fit(
         task.module.train()
         for number in range(step, len(batches)):
             torch.manual_seed(seed_for(seed, epoch, number))
-            loss = task.loss(batches[number])
+            loss = loss_of(batches[number])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total, step = total + float(loss.detach()), number + 1
+            total, step = total + processes.mean(loss.detach()), number + 1
             bar.update()
             save()
         if epoch % eval_every == 0 or epoch == epochs:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ..config import LLMConfig
+from ..shares import recomputing
 from ..store import project_root
 from ..training import autocast
 from .prompts import TEMPLATES, TEXT_ONLY, Template
@@ -87,36 +92,86 @@ class Backbone:
 
     def hidden(self, embeds: Tensor, **cache) -> Tensor:
         """Last hidden states (B, T, d_token) for input embeddings (B, T, d_token); no logits are computed."""
+        options = {"use_cache": False} | cache  # a cache that nobody reads would be filled again with every recomputed layer
         with autocast(self.device.type, self.precision):
-            return self.model.base_model(inputs_embeds=embeds.to(self.embedding.weight.dtype), **cache).last_hidden_state
+            out = self.model.base_model(inputs_embeds=embeds.to(self.embedding.weight.dtype), **options).last_hidden_state
+        return out.to(embeds.device)  # an LLM over several cards ends on another one
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits over the vocabulary for chosen positions: (..., d_token) -> (..., V), float32."""
         with autocast(self.device.type, self.precision):
-            return self.model.get_output_embeddings()(hidden.to(self.embedding.weight.dtype)).float()
+            return self.model.get_output_embeddings()(hidden.to(self.embedding.weight.dtype)).float().to(hidden.device)
+
+
+def place_of(name: str) -> str:
+    """The folder that holds an LLM, if ``name`` is one; otherwise ``name`` (a hub name)."""
+    source = project_root() / "data" / "pocket_llm" if name == POCKET else Path(name)
+    return str(source) if source.exists() else name
 
 
 def load_backbone(name: str = POCKET, device: str = "cpu", dtype: torch.dtype | None = None, precision: str = "fp32",
-                  template: str | None = None) -> Backbone:  # fmt: skip
+                  template: str | None = None, settings: LLMConfig | None = None) -> Backbone:  # fmt: skip
     """Load an LLM by hub name or folder; ``pocket`` is the small one in ``data/pocket_llm``.
 
-    Weights are read from safetensors only. ``template`` (or ``text-only``) overrides what the card says.
-    Raises OSError, naming what to do, when the LLM is neither a folder nor on this machine nor to be fetched.
+    Weights are read from safetensors only. ``settings`` say in how many bits and on which cards; ``dtype`` overrides the first.
+    ``template`` (or ``text-only``) overrides what the card says.
+    Raises OSError, naming what to do, when the LLM is neither a folder nor on this machine nor to be fetched, and ImportError
+    for 8 bits without bitsandbytes.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = project_root() / "data" / "pocket_llm" if name == POCKET else Path(name)
-    place = str(source) if source.exists() else name
+    settings, place = settings or LLMConfig(), place_of(name)
+    options = loading_options(settings, device)
+    if dtype is not None:
+        options["dtype"] = dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or torch.float32, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **options)
     except OSError as error:
         raise OSError(
             f"LLM {name!r} could not be loaded from {place}: {error}. Give a folder that holds config.json, the tokenizer "
             "and safetensors weights, or a hub name with network access (HF_HUB_OFFLINE unset)."
         ) from error
+    if "device_map" not in options:
+        model.to(device)
+    if settings.checkpointing:
+        recompute_layers(model)
     card_path = Path(place) / "card.json"
     card = json.loads(card_path.read_text()) if card_path.exists() else {}
     known = TEMPLATES | {TEXT_ONLY.name: TEXT_ONLY}
     chosen = known[template or card.get("template", "paper")]
-    return Backbone(name, model.to(device), tokenizer, chosen, card.get("max_title_tokens"), precision, Reads.of(card))
+    return Backbone(name, model, tokenizer, chosen, card.get("max_title_tokens"), precision, Reads.of(card))
+
+
+def loading_options(settings: LLMConfig, device: str) -> dict[str, Any]:
+    """What ``from_pretrained`` is told. Raises ValueError for unknown ``llm.weights``, ImportError without bitsandbytes."""
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
+    if settings.weights not in known:
+        raise ValueError(f"unknown llm.weights {settings.weights!r}; one of {', '.join(known)}")
+    options: dict[str, Any] = {"dtype": known[settings.weights]}
+    if settings.device_map:
+        options["device_map"] = settings.device_map
+    if settings.weights == "int8":
+        if find_spec("bitsandbytes") is None:
+            raise ImportError("llm.weights = int8 needs bitsandbytes, which is not installed: pip install bitsandbytes "
+                              "(and a CUDA card); llm.weights = bf16 needs nothing")  # fmt: skip
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        options.setdefault("device_map", {"": device})  # 8-bit weights cannot be moved later
+    return options
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Gradient checkpointing: keep a layer's input only, and run the layer again in the backward pass.
+
+    transformers' own switch works on a model in training mode only, which a frozen one never is. Raises ValueError where an LLM
+    does not say which its layers are.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"llm.checkpointing: no layer of a {type(model).__name__} can be recomputed; switch it off")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=recomputing)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..sequences import Candidates, Rows
 
 
@@ -45,16 +46,14 @@ def represent(model: EmbeddingRecommender, rows: Rows, device: str = "cpu", batc
 
 @torch.no_grad()
 def score_rows(model: Recommender, rows: Rows, candidates: Candidates, device: str = "cpu", batch: int = 1024):
-    """The model's scores of every candidate of every row, a NumPy array (N, C).
+    """The model's scores of every candidate of every row, a NumPy array (N, C). Several processes share the batches out.
 
     Raises ValueError when the rows and the candidates are not of the same users in the same order.
     """
     if not torch.equal(rows.users, candidates.users):
         raise ValueError("the rows and the candidates are of different users; take both from the same part")
-    pieces = [
-        model.score(h.to(device), c.to(device)).float().cpu()
-        for h, c in zip(inputs_of(model, rows).split(batch), candidates.items.split(batch), strict=True)
-    ]
+    batches = list(zip(inputs_of(model, rows).split(batch), candidates.items.split(batch), strict=True))
+    pieces = processes.each_once(lambda b: model.score(b[0].to(device), b[1].to(device)).float().cpu(), batches)
     return torch.cat(pieces).numpy() if pieces else np.zeros((0, candidates.items.shape[1]))
 
 

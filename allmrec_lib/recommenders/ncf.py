@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import metrics
 from ..config import NCFConfig
 from ..sequences import Candidates, Sequences
+from ..shares import Share
 from ..training import History, cpu_threads, fit, split_batches
 from .base import aligned, score_rows
 
@@ -86,12 +87,12 @@ class NCFTask:
         return drawn
 
     def loss(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self.device)
+        share, rows = Share.of_batch(len(rows)), rows.to(self.device)
         users = self.users[rows]
-        items = torch.cat([self.positives[rows][:, None], self.negatives(users)], dim=1)
+        users, items = share.of(users, torch.cat([self.positives[rows][:, None], self.negatives(users)], dim=1))
         wanted = torch.zeros(items.shape, device=self.device)
         wanted[:, 0] = 1.0
-        return F.binary_cross_entropy_with_logits(self.module.score(users, items), wanted)
+        return share.weigh(F.binary_cross_entropy_with_logits(self.module.score(users, items), wanted))
 
     def validate(self) -> float:
         scores = score_rows(self.module, *self.validation, device=self.device)

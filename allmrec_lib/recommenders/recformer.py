@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, LongformerConfig, LongformerModel
 
-from .. import metrics
+from .. import metrics, processes
 from ..config import RecFormerConfig
 from ..datasets.base import Dataset
 from ..sequences import Candidates, Sequences
+from ..shares import Share
 from ..text import encoder_path
 from ..training import History, autocast, bucketed_batches, fit
 from .base import aligned, score_rows
@@ -85,8 +86,8 @@ class RecFormer(nn.Module):
         nn.init.normal_(self.item_positions.weight, std=0.02)
         self.register_buffer("table", torch.zeros(n_items + 1, d))
 
-    def encode(self, items: Tensor) -> Tensor:
-        """Sequences of items, newest first, 0 where there is none: (B, n) -> (B, d), of length 1."""
+    def encode(self, items: Tensor, share: Share | None = None) -> Tensor:
+        """Sequences of items, newest first, 0 where there is none: (B, n) -> (B, d), of length 1; or a share of the B."""
         items = items[:, : self.config.max_len]
         types, ids = self.types[items].flatten(1), self.ids[items].flatten(1)
         which = torch.arange(1, items.shape[1] + 1, device=items.device).repeat_interleave(self.types.shape[1]).expand_as(ids)
@@ -97,9 +98,11 @@ class RecFormer(nn.Module):
         short = -longest % self.config.window  # the Longformer reads whole windows
         ids, types, which = (F.pad(t.gather(1, order[:, :longest]), (0, short), value=v)
                              for t, v in ((ids, 0), (types, PAD), (which, 0)))  # fmt: skip
+        share = Share(len(ids), slice(0, len(ids))) if share is None else share
+        ids, types, which = share.of(ids, types, which)
         looks_everywhere = torch.zeros_like(ids)
         looks_everywhere[:, 0] = 1
-        with autocast(ids.device.type, self.config.precision):
+        with share, autocast(ids.device.type, self.config.precision):
             seen = self.model(
                 inputs_embeds=self.model.embeddings.word_embeddings(ids) + self.item_positions(which),
                 token_type_ids=types, attention_mask=(types != PAD).long(), global_attention_mask=looks_everywhere,
@@ -108,11 +111,12 @@ class RecFormer(nn.Module):
 
     @torch.no_grad()
     def refresh(self, batch: int = 128) -> None:
-        """Make the table of items again with the model as it is."""
+        """Make the table of items again with the model as it is; several processes share the items out."""
         training = self.training
         self.eval()
         every = torch.arange(1, len(self.table), device=self.table.device)[:, None]
-        self.table[1:] = torch.cat([self.encode(part) for part in every.split(batch)])
+        parts = processes.each_once(lambda part: self.encode(part).cpu(), list(every.split(batch)))
+        self.table[1:] = torch.cat(parts)
         self.train(training)
 
     def item_embeddings(self) -> Tensor:
@@ -148,13 +152,14 @@ class RecFormerTask:
         return bucketed_batches(order, self.config.batch_size, self.lengths)
 
     def loss(self, rows: Tensor) -> Tensor:
-        rows = (rows % len(self.inputs)).to(self.device)
+        share, rows = Share.of_batch(len(rows)), (rows % len(self.inputs)).to(self.device)
         inputs, targets = self.inputs[rows], self.targets[rows]
         place = torch.multinomial((targets != 0).float(), 1)
         back = torch.arange(inputs.shape[1], device=self.device) - (inputs.shape[1] - 1 - place)
         histories = inputs.gather(1, back.clamp(min=0)) * (back >= 0)
-        cosines = self.module.user_representation(histories) @ self.module.table[1:].T
-        return F.cross_entropy(cosines / self.config.temperature, targets.gather(1, place)[:, 0] - 1)
+        cosines = self.module.encode(histories.flip(1), share) @ self.module.table[1:].T
+        wanted = share.of(targets.gather(1, place)[:, 0]) - 1
+        return share.weigh(F.cross_entropy(cosines / self.config.temperature, wanted))
 
     def validate(self) -> float:
         if self.moving:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import metrics
 from ..config import SequentialConfig
 from ..sequences import Candidates, Sequences
+from ..shares import Share
 from ..training import History, bucketed_batches, cpu_threads, fit
 from .base import aligned, score_rows
 
@@ -101,16 +102,21 @@ class SequentialTask:
         return bucketed_batches(order, self.config.batch_size, self.lengths)
 
     def loss(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self.device)
+        share, rows = Share.of_batch(len(rows)), rows.to(self.device)
         inputs, targets = self.inputs[rows], self.targets[rows]
         longest = int((inputs != 0).sum(dim=1).max())  # columns that are padding in every row cost time for nothing
         inputs, targets = inputs[:, -longest:], targets[:, -longest:]
-        real = targets != 0
+        own, whole = share.of(targets), int((targets != 0).sum())
+        real = own != 0
+        with share:
+            hidden = self.module.hidden(share.of(inputs))
         if self.config.loss == "ce":
-            return F.cross_entropy(self.module.hidden(inputs)[real] @ self.module.item_embeddings()[1:].T, targets[real] - 1)
-        hidden, negatives = self.module.hidden(inputs), draw_negatives(inputs, targets, self.n_items)
-        score = [(hidden * self.module.embed(items)).sum(-1)[real] for items in (targets, negatives)]
-        return F.softplus(-score[0]).mean() + F.softplus(score[1]).mean()
+            mean = F.cross_entropy(hidden[real] @ self.module.item_embeddings()[1:].T, own[real] - 1)
+        else:
+            negatives = share.of(draw_negatives(inputs, targets, self.n_items))
+            score = [(hidden * self.module.embed(items)).sum(-1)[real] for items in (own, negatives)]
+            mean = F.softplus(-score[0]).mean() + F.softplus(score[1]).mean()
+        return share.weigh(mean, int(real.sum()), whole)
 
     def validate(self) -> float:
         scores = score_rows(self.module, *self.validation, device=self.device)

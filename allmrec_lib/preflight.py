@@ -1,0 +1,231 @@
+"""What a run needs and what is here, before anything is loaded: memory, disk, the LLM's weights, the data.
+
+    python -m allmrec_lib.preflight --profile paper --dataset beauty --llm facebook/opt-6.7b --device cuda
+
+Prints one line a check, with the command that mends it, and exits with 1 when the run cannot succeed. ``runner`` asks it before
+it executes a chapter; ``--anyway`` there, or ``ALLMREC_ANYWAY=1``, goes on all the same. Memory is counted from the LLM's
+configuration (``memory``), for prompts of :data:`TITLE` tokens a title; hours are on the book's page on cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import ConfigError, Profile, load_profile
+from .datasets import SOURCES
+from .datasets.base import DataError
+from .datasets.download import data_root, find_wheel
+from .datasets.movielens import WHEEL
+from .llm.backbone import place_of
+from .memory import Need, needed
+from .text import encoder_path
+
+TITLE = 24  # tokens of a title and what stands around it: in 999 of 1,000 prompts on Luxury Beauty the mean is less (686 / 30)
+WORDS = 60  # tokens of a prompt besides its titles
+COPIES = 5  # of what learns: the result, and a checkpoint with weights, best weights and Adam's two moments
+CONVERT = ("python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; n = '{name}'; "
+           "M.from_pretrained(n, dtype='auto').save_pretrained('llm'); T.from_pretrained(n).save_pretrained('llm')\", then "
+           "LLM=llm")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """``ok`` None: worth knowing, no reason to stop."""
+
+    what: str
+    ok: bool | None
+    found: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        mark = {True: "ok  ", False: "FAIL", None: "note"}[self.ok]
+        return f"{mark}  {self.what}: {self.found}" + (f"\n      -> {self.fix}" if self.fix else "")
+
+
+def offline() -> bool:
+    """Whether the hub must not be asked."""
+    switches = [os.environ.get(name, "0").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")]
+    return any(value in ("1", "ON", "YES", "TRUE") for value in switches)
+
+
+def _on_hub(name: str) -> bool:
+    """Whether this could be a hub name (owner/name), not a path."""
+    return name.count("/") < 2 and not name.startswith((".", "/", "~"))
+
+
+def snapshot(name: str) -> Path | None:
+    """The folder with a model's files: a folder of that name, or the hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    place = Path(place_of(name))
+    if place.is_dir():
+        return place
+    found = try_to_load_from_cache(name, "config.json") if _on_hub(name) else None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def missing_in(folder: Path) -> str:
+    """What a model's folder lacks, "" when it is whole: configuration, tokenizer, every file of safetensors weights."""
+    if not (folder / "config.json").exists():
+        return "config.json"
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    absent = [name for name in sorted(shards) if not (folder / name).exists()]
+    if absent:
+        return absent[0]
+    return "" if any(folder.glob("tokenizer*")) or any(folder.glob("vocab*")) else "tokenizer.json"
+
+
+def weights(name: str, role: str = "LLM", needed: bool = True) -> Check:
+    """Whether a model's files are here, or are to be fetched when they are asked for. Not ``needed``: never a reason to stop."""
+    folder, fatal = snapshot(name), False if needed else None
+    fetch = f"hf download {name}  (where there is a network; then copy the folder and give its path)"
+    if folder is not None:
+        absent = missing_in(folder)
+        if absent and any(folder.glob("*.bin")):
+            return Check(role, fatal, f"{name}: weights are there as .bin, and safetensors only are read", CONVERT.format(name=name))
+        return Check(role, fatal if absent else True, f"{name}: {absent} is not in {folder}" if absent else f"{name} is here",
+                     fetch if absent else "")  # fmt: skip
+    if not _on_hub(name):
+        return Check(role, fatal, f"{name!r} is no folder, and a hub name (owner/name) it cannot be", "give the folder's path")
+    if offline():
+        return Check(role, fatal, f"{name} is not in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)", fetch)
+    return Check(role, None, f"{name} is not on this machine; it will be fetched from the hub", fetch)
+
+
+def data(dataset: str) -> Check:
+    """Whether the raw files of a dataset are here."""
+    if dataset not in SOURCES:
+        return Check("data", False, f"unknown dataset {dataset!r}", f"one of {', '.join(SOURCES)}")
+    if dataset in ("frames", "authors"):
+        return Check("data", None, f"{dataset}: files of your own; they are looked at when they are read")
+    raw = data_root() / "raw"
+    if dataset == "movielens" and not ((raw / "ml-100k.zip").exists() or find_wheel(WHEEL, raw)):
+        return Check("data", None, "movielens is not here; it will be fetched (5 MB)")
+    try:
+        SOURCES[dataset].files(data_root())
+    except DataError as error:
+        return Check("data", False, str(error), f"python -m allmrec_lib.datasets {dataset}, once the files are in place")
+    return Check("data", True, f"{dataset} is here")
+
+
+def device_memory(device: str, spread: bool) -> tuple[float, str]:
+    """Free GB on the card (all cards, with ``spread``), or in the machine's memory for ``cpu``; and what that is."""
+    import psutil
+    import torch
+
+    if not device.startswith("cuda"):
+        return psutil.virtual_memory().available / 1e9, "free memory"
+    if not torch.cuda.is_available():
+        return 0.0, "no CUDA card that torch can use"
+    cards = range(torch.cuda.device_count()) if spread else [torch.device(device).index or torch.cuda.current_device()]
+    names = ", ".join(torch.cuda.get_device_name(card) for card in cards)
+    return sum(torch.cuda.mem_get_info(card)[0] for card in cards) / 1e9, f"free on {names}"
+
+
+def memory(need: Need, profile: Profile, device: str) -> Check:
+    """Whether the most that a step takes fits one process's device."""
+    free, where = device_memory(device, bool(profile.llm.device_map))
+    parts = f"Stage 2 {need.stage2:.1f}, TALLRec {need.tallrec:.1f}, scoring {need.scoring:.1f}"
+    found = f"{need.most:.1f} GB at the most ({parts}; weights alone {need.weights:.1f}), {free:.1f} GB {where}"
+    if need.most <= free:
+        return Check("memory", True, found)
+    ways = [way for way, used in (("llm.weights = bf16", profile.llm.weights != "fp32"),
+                                  ("llm.checkpointing = true", profile.llm.checkpointing),
+                                  ("llm.device_map = auto, one process over several cards", bool(profile.llm.device_map)),
+                                  ("llm.weights = int8", profile.llm.weights == "int8")) if not used]  # fmt: skip
+    fix = f"in {profile.name}.yaml, the first that is enough: " + "; ".join([*ways, "a smaller LLM, or more memory"])
+    return Check("memory", False, found, fix)
+
+
+def disk(need: Need | None, profile: Profile, fetched: bool) -> Check:
+    """Room for what learns, with its checkpoints, and for an LLM that is fetched."""
+    learns = 4 * COPIES * (need.heads if need else 0) / 1e9
+    llm = 2 * need.parameters / 1e9 if need and fetched else 0.0
+    wanted, free = 1.0 + learns + llm, shutil.disk_usage(_existing(data_root())).free / 1e9
+    parts = f"1 GB for tables and small models, {learns:.1f} for what learns" + (f", {llm:.1f} for the LLM" if llm else "")
+    fix = "" if wanted <= free else "set ALLMREC_HOME (artifacts) and HF_HOME (the hub's cache) to a larger disk"
+    return Check("disk", wanted <= free, f"{wanted:.1f} GB ({parts}), {free:.1f} GB free", fix)
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def prompt_length(profile: Profile) -> int:
+    """Tokens of a prompt: a history, and the candidates."""
+    return WORDS + TITLE * (max(profile.stage2.history, profile.tallrec.history) + profile.data.negatives + 1)
+
+
+def configuration(name: str):
+    """An LLM's ``AutoConfig``, or the error that says why there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(place_of(name))
+    except (OSError, ValueError) as error:
+        return error
+
+
+def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pocket", device: str = "cpu") -> Iterator[Check]:
+    """All checks of a run, the cheap ones first. Raises :class:`ConfigError` for an unknown profile."""
+    settings = load_profile(profile, dataset)
+    yield data(dataset)
+    encoder = encoder_path(settings.stage1.encoder)
+    yield Check("sentence encoder", True, f"{settings.stage1.encoder} is here") if Path(encoder).is_dir() else weights(
+        encoder, "sentence encoder")  # fmt: skip
+    if settings.recformer.checkpoint:
+        yield weights(settings.recformer.checkpoint, "RECFORMER's encoder, for chapter 7 alone", needed=False)
+    found = weights(llm)
+    yield found
+    config = configuration(llm) if found.ok is not False else None
+    if isinstance(config, Exception):
+        yield Check("LLM", False, f"{llm}: {str(config).splitlines()[0]}", f"hf download {llm}, where there is a network")
+    if config is None or isinstance(config, Exception):
+        yield disk(None, settings, False)
+        return
+    prompt, limit = prompt_length(settings), getattr(config, "max_position_embeddings", None)
+    if llm != "pocket" and limit is not None:  # the small LLM reads shortened titles
+        enough = prompt + TITLE <= limit
+        fix = "" if enough else "lower stage2.history or data.negatives, or take an LLM that reads more"
+        yield Check("prompt", enough, f"about {prompt + TITLE} tokens, {limit} at the most", fix)
+    need = needed(config, settings, prompt, TITLE)
+    yield memory(need, settings, device)
+    yield disk(need, settings, found.ok is None)
+
+
+def passed(**parameters) -> bool:
+    """Print the checks of a run; whether none failed, or ``ALLMREC_ANYWAY=1`` says to go on."""
+    results = list(checks(**parameters))
+    failed = any(check.ok is False for check in results)
+    for check in results:
+        print(check, file=sys.stderr if failed else sys.stdout, flush=True)
+    anyway = os.environ.get("ALLMREC_ANYWAY", "0") == "1"
+    if failed:
+        print("going on all the same (ALLMREC_ANYWAY)" if anyway else "this run cannot succeed; --anyway tries it all the same",
+              file=sys.stderr)  # fmt: skip
+    return not failed or anyway
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("dataset", "movielens"), ("profile", "laptop"), ("llm", "pocket"), ("device", "cpu")):
+        parser.add_argument(f"--{name}", default=default)
+    try:
+        return 0 if passed(**vars(parser.parse_args(arguments))) else 1
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Train what chapters ask for before they are run, with one process or several (GPUs); the chapters then find it in the store.
+
+    python -m allmrec_lib.train SASRec A-LLMRec --dataset beauty --profile laptop
+    accelerate launch --multi_gpu --num_processes 4 -m allmrec_lib.train A-LLMRec TALLRec --dataset beauty --profile paper \\
+        --llm facebook/opt-6.7b --device cuda
+
+What a model stands on (A-LLMRec: SASRec and Stage 1) is trained before it. An interrupted command goes on where it was.
+The artifact is the same for any number of processes (``shares``), and lies under the same name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+import yaml
+
+from . import processes
+from .config import ConfigError
+from .datasets.base import DataError
+from .experiment import VARIANTS, Experiment
+from .recommenders.models import MODELS
+
+NAMES = [*MODELS, "A-LLMRec", "TALLRec", *VARIANTS]
+MODES = ["constrained", "score", "trie", "free"]
+
+
+def train(models: list[str], run: Experiment, modes: list[str]) -> None:
+    """Train ``models`` (:data:`NAMES`) one after another and score the test rows with each, as every one of ``modes`` where
+    an LLM answers."""
+    for name in models:
+        begin = time.monotonic()
+        folder = run.folder(name)
+        trained = time.monotonic()
+        for mode in modes[:1] if name in MODELS else modes:
+            run.scores(name, mode)
+        if processes.is_main():
+            print(f"{name}: {folder.name}, {trained - begin:.0f} s to train, {time.monotonic() - trained:.0f} s to score "
+                  f"({processes.count()} processes)", flush=True)  # fmt: skip
+
+
+def parsed(options: list[str]) -> dict[str, object]:
+    """``["stage2.epochs=1"]`` to ``{"stage2.epochs": 1}``. Raises ValueError for what has no "="."""
+    for option in options:
+        if "=" not in option:
+            raise ValueError(f"--set {option!r}: write it as section.setting=value, e.g. stage2.epochs=1")
+    return {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in options)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=NAMES, metavar="MODEL", help=", ".join(NAMES))
+    for name, default in (("dataset", "movielens"), ("profile", "laptop"), ("llm", "pocket"), ("device", "cpu")):
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--modes", nargs="*", default=MODES[:1], choices=MODES, help="how an LLM answers; none: do not score")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.SETTING=VALUE", help="change a setting")
+    args = parser.parse_args(arguments)
+    try:
+        run = Experiment(args.dataset, args.profile, args.seed, args.llm, args.device, parsed(args.set))
+        train(args.models, run, args.modes)
+    except (ValueError, ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

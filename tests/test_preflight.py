@@ -1,0 +1,124 @@
+"""The check before a run: memory counted without weights is memory counted with them; what is missing is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_model
+
+from allmrec_lib import memory, preflight, runner
+from allmrec_lib.config import load_profile
+from allmrec_lib.memory import activation_bytes, empty_model, needed, parameters, weight_bytes
+
+KINDS = ["opt", "neox", "llama", "gpt2"]
+
+
+@pytest.fixture
+def llm(tmp_path):
+    """A folder with a whole tiny OPT."""
+    tiny_model("opt").float().save_pretrained(tmp_path / "llm")
+    byte_tokenizer().save_pretrained(tmp_path / "llm")
+    return tmp_path / "llm"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_counted_without_weights(kind):
+    real = tiny_model(kind).float()
+    empty = empty_model(real.config)
+    assert next(empty.parameters()).device.type == "meta"
+    assert parameters(empty) == sum(p.numel() for p in real.parameters())
+    assert weight_bytes(empty, "fp32") == sum(p.numel() * p.element_size() for p in real.parameters())
+    assert weight_bytes(empty, "bf16") == sum(p.numel() * p.element_size() for p in real.to(torch.bfloat16).parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_are_counted_as_a_real_pass_keeps_them(kind):
+    """The count without values is that of the same pass with values; it grows with rows and shrinks with recomputed layers."""
+    real = tiny_model(kind).float().requires_grad_(False)
+    empty = empty_model(real.config)
+    assert activation_bytes(empty, 3, 17, torch.float32) == activation_bytes(real, 3, 17, torch.float32)
+    once, twice = (activation_bytes(empty, rows, 64, torch.float32) for rows in (2, 4))
+    assert 1.9 < twice / once < 2.1
+    memory.recompute_layers(empty)
+    assert activation_bytes(empty, 4, 64, torch.float32) < 0.5 * twice
+
+
+def test_opt_6_7b_is_as_large_as_its_name_says():
+    """From the published configuration; 6.7 billion parameters, 13.3 GB in bf16, and room for Stage 2 on a 48 GB card."""
+    from transformers import OPTConfig
+
+    config = OPTConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, ffn_dim=16384, vocab_size=50272,
+                       max_position_embeddings=2048, word_embed_proj_dim=4096)  # fmt: skip
+    need = needed(config, load_profile("paper", "beauty"), preflight.prompt_length(load_profile("paper", "beauty")), 24)
+    assert need.parameters == 6_658_473_984
+    assert need.weights == pytest.approx(13.3, abs=0.1)
+    assert need.weights < need.stage2 < need.most < 48
+    leaner = load_profile("paper", "beauty", {"llm.checkpointing": True, "llm.weights": "int8"})
+    assert needed(config, leaner, 800, 24).stage2 < need.stage2 - 6.6
+
+
+def test_a_run_that_has_everything_passes(llm, home, capsys):
+    assert preflight.main(["--dataset", "simulated", "--profile", "smoke", "--llm", str(llm)]) == 0
+    out = capsys.readouterr().out
+    assert "FAIL" not in out and [line.split()[1] for line in out.splitlines()] == ["data:", "sentence", "LLM:", "prompt:", "memory:", "disk:"]
+    assert preflight.main(["--dataset", "simulated", "--profile", "smoke"]) == 0  # the small LLM that ships
+
+
+def failures(**parameters) -> dict[str, preflight.Check]:
+    return {c.what: c for c in preflight.checks(**{"dataset": "simulated", "profile": "smoke"} | parameters) if c.ok is False}
+
+
+def test_too_little_memory_says_how_to_need_less(llm, home, monkeypatch):
+    monkeypatch.setattr(preflight, "device_memory", lambda *_: (1e-6, "free memory"))
+    found = failures(llm=str(llm))
+    assert set(found) == {"memory"} and "llm.weights = bf16; llm.checkpointing = true" in found["memory"].fix
+    if not torch.cuda.is_available():
+        monkeypatch.undo()
+        assert "no CUDA card" in failures(llm=str(llm), device="cuda")["memory"].found
+
+
+def test_missing_weights_are_named_with_the_command(llm, home, monkeypatch):
+    (llm / "model.safetensors").rename(llm / "pytorch_model.bin")
+    check = failures(llm=str(llm))["LLM"]
+    assert ".bin" in check.found and "save_pretrained" in check.fix
+    (llm / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
+    (llm / "pytorch_model.bin").rename(llm / "1.safetensors")
+    assert "2.safetensors is not in" in failures(llm=str(llm))["LLM"].found
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    check = failures(llm="nobody/has-this")["LLM"]
+    assert "HF_HUB_OFFLINE" in check.found and check.fix.startswith("hf download nobody/has-this")
+    assert "is no folder" in failures(llm="/no/such/folder")["LLM"].found
+
+
+def test_missing_data_and_too_long_prompts(llm, home, monkeypatch):
+    monkeypatch.delenv("ALLMREC_DATA", raising=False)
+    assert "data/raw" in failures(dataset="beauty", llm=str(llm))["data"].found
+    assert "one of movielens" in failures(dataset="beuaty", llm=str(llm))["data"].fix
+    config = json.loads((llm / "config.json").read_text()) | {"max_position_embeddings": 200}
+    (llm / "config.json").write_text(json.dumps(config))
+    assert "200 at the most" in failures(llm=str(llm))["prompt"].found
+
+
+def test_the_runner_asks_first_and_can_be_told_to_go_on(home, monkeypatch):
+    from test_runner import write
+
+    write(home, "01_one.ipynb", "print(llm)")
+    told = {"dataset": "simulated", "profile": "smoke", "llm": "/no/such/folder"}
+    flags = [part for name, value in told.items() for part in (f"--{name}", value)]
+    monkeypatch.delenv("ALLMREC_ANYWAY", raising=False)
+    monkeypatch.setattr(runner, "_execute", lambda source, target, parameters: target.parent.mkdir(parents=True, exist_ok=True))
+    runner._check_needs.cache_clear()
+    assert runner.main(["chapter", "1", *flags]) == 1
+    runner._check_needs.cache_clear()
+    monkeypatch.setenv("ALLMREC_ANYWAY", "0")
+    assert runner.main(["chapter", "1", *flags, "--anyway"]) == 0
+
+
+def test_the_exit_code_is_that_of_the_checks(home):
+    command = [sys.executable, "-m", "allmrec_lib.preflight", "--dataset", "simulated", "--profile", "smoke", "--llm", "/no/folder"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "FAIL  LLM" in done.stderr
