@@ -89,8 +89,8 @@ Weights are counted in 16 bits. Disk is without raw downloads.
 ## Predicted and measured here
 
 {measured["device"]}: {measured["gflops"]:,.0f} GFLOP/s at best, of which the small LLM's training reaches
-{share["train"]:.0%}, its answers {share["answer"]:.0%}, the sentence encoder's training {share["encoder"]:.0%}, each on one dataset. The runs
-below are others than those that gave the constants.
+{share["train"]:.0%}, its answers {share["answer"]:.0%}, the sentence encoder's training {share["encoder"]:.0%}, each on one
+dataset. The runs below are others than those that gave the constants.
 
 {measured_here(here)}
 ## Predicted, and measured by the paper

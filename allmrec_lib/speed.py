@@ -131,8 +131,8 @@ def _table10(rows: list[dict[str, Any]]) -> str:
     return f"""
 ## Table 10: A-LLMRec against TALLRec
 
-The paper has A-LLMRec {AIMS[TRAINING]:.2f} times as fast in training and {AIMS[INFERENCE]:.2f} times in inference. Here both are
-trained by the same loop on the same rows, and TALLRec's adapters are merged into the LLM before it answers.
+The paper has A-LLMRec {AIMS[TRAINING]:.2f} times as fast in training and {AIMS[INFERENCE]:.2f} times in inference. Here both
+are trained by the same loop on the same rows, and TALLRec's adapters are merged into the LLM before it answers.
 
 {against_tallrec(rows)}
 What learns is small in both, and that saves nothing: in both the gradient goes back through every layer of the LLM, to the
@@ -141,10 +141,10 @@ A-LLMRec's prompt is longer by its soft tokens and its first sentence, TALLRec's
 first LLM of the table A-LLMRec trains {ratio:.2f} times as fast as a fair TALLRec.
 
 The paper's ratio is near to one of rows: its A-LLMRec trained on every position takes {everything:.2f} times as long as the
-one that takes a user's last item only, and its TALLRec {AIMS[TRAINING]:.2f} times. The paper does not say on which rows TALLRec was
-trained. On {first["dataset"]} every position makes {every:.2f} rows of one; a TALLRec trained on those would take {every * ratio:.2f} times
-as long as A-LLMRec here. In inference adapters that are left beside the LLM cost TALLRec time, which the second row of that
-comparison shows; an LLM in 8 bits with adapters in 16 would cost more.
+one that takes a user's last item only, and its TALLRec {AIMS[TRAINING]:.2f} times. The paper does not say on which rows TALLRec
+was trained. On {first["dataset"]} every position makes {every:.2f} rows of one; a TALLRec trained on those would take
+{every * ratio:.2f} times as long as A-LLMRec here. What adapters that are left beside the LLM cost in inference is the
+second line of that comparison; an LLM in 8 bits with adapters in 16 would cost more.
 """
 
 
@@ -165,8 +165,8 @@ def page(rows: list[dict[str, Any]], seen: list[dict[str, Any]]) -> str:
         parts += [f"""## Profiles
 
 One batch of each hot step under torch.profiler on one machine ({best['device']}), which multiplies large matrices at
-{best["gflops"]:,.0f} GFLOP/s and copies at {best["gb_s"]:.0f} GB/s at best. A step is bound by matrix products where they take half of
-its time, otherwise by the number of calls where one lasts under 25 µs on average, otherwise by memory traffic.
+{best["gflops"]:,.0f} GFLOP/s and copies at {best["gb_s"]:.0f} GB/s at best. A step is bound by matrix products where they
+take half of its time, otherwise by the number of calls where one lasts under 25 µs on average, otherwise by memory traffic.
 """, profiles(seen)]  # fmt: skip
     return "\n".join(part for part in parts if part)
 

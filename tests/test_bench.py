@@ -39,7 +39,9 @@ def ours(world):
 
 def test_sasrec_has_the_same_loss_with_and_without_padding(world, monkeypatch):
     torch.manual_seed(0)
-    task = sequential.SequentialTask(SASRec(world.sequences.n_items, SequentialConfig(dropout=0.0)), world.sequences, world.validation, "cpu")
+    task = sequential.SequentialTask(
+        SASRec(world.sequences.n_items, SequentialConfig(dropout=0.0)), world.sequences, world.validation, "cpu"
+    )
     rows = torch.arange(16)
     inputs, targets = task.inputs[rows], task.targets[rows]
     negatives = torch.randint(1, world.sequences.n_items + 1, targets.shape)
@@ -162,8 +164,12 @@ def test_sides_take_turns():
 
 def test_a_row_replaces_the_older_one_of_the_same_measurement(tmp_path):
     path = tmp_path / "bench.json"
-    common.merge([{"what": "a", "llm": None, "device": "x", "ratio": 1}, {"what": "b", "llm": "p", "device": "x", "ratio": 2}], path)
-    common.merge([{"what": "b", "llm": "p", "device": "x", "ratio": 3}, {"what": "b", "llm": "q", "device": "x", "ratio": 4}], path)
+    common.merge(
+        [{"what": "a", "llm": None, "device": "x", "ratio": 1}, {"what": "b", "llm": "p", "device": "x", "ratio": 2}], path
+    )
+    common.merge(
+        [{"what": "b", "llm": "p", "device": "x", "ratio": 3}, {"what": "b", "llm": "q", "device": "x", "ratio": 4}], path
+    )
     assert [(r["what"], r["llm"], r["ratio"]) for r in common.read_rows(path)] == [("a", None, 1), ("b", "p", 3), ("b", "q", 4)]
     assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]
 

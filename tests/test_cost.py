@@ -45,8 +45,11 @@ def test_time_is_the_longest_of_arithmetic_reading_and_calling(device):
 def test_stage_2_by_hand(device, monkeypatch):
     """One layer, 10 users, one epoch, no validation to speak of: rows / batch steps of batch rows' FLOPs."""
     shape = work.Shape("one", 1, 8, 8, 100, 50, 8)
-    measured = {"tokens": {"gpt2": {"beauty": {"prompt": 10, "text_only": 8, "answer": 2, "longest": 12}}}, "kept_floats": 10.0,
-                "calls": {"Stage 2": 0, "TALLRec training": 0, "inference: score": 0}}
+    measured = {
+        "tokens": {"gpt2": {"beauty": {"prompt": 10, "text_only": 8, "answer": 2, "longest": 12}}},
+        "kept_floats": 10.0,
+        "calls": {"Stage 2": 0, "TALLRec training": 0, "inference: score": 0},
+    }
     part = replace(PAPER.stage2, batch_size=5, epochs=1, eval_users=1)
     found = cost.llm_phases(replace(PAPER, stage2=part), shape, cost.Size(10, 20, 60), device, measured)[0]
     row = 2 * 2 * 100 * 12 + 3.5 * 2 * 8 * 144 + 2 * 2 * 50 * 8 * 2
@@ -58,8 +61,11 @@ def test_stage_2_by_hand(device, monkeypatch):
 
 
 def test_more_users_cost_more_and_a_faster_gpu_less():
-    hours = {(dataset, gpu): cost.hours(cost.predict(load_profile("paper", dataset), "opt-6.7b", gpu)[0])
-             for dataset in ("beauty", "movies_and_tv") for gpu in ("A6000", "H100")}
+    hours = {
+        (dataset, gpu): cost.hours(cost.predict(load_profile("paper", dataset), "opt-6.7b", gpu)[0])
+        for dataset in ("beauty", "movies_and_tv")
+        for gpu in ("A6000", "H100")
+    }
     assert hours["movies_and_tv", "H100"] > 5 * hours["beauty", "H100"]
     assert hours["beauty", "A6000"] > 2 * hours["beauty", "H100"]
     small = cost.predict(PAPER, "facebook/opt-1.3b", "A6000")

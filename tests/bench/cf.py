@@ -120,7 +120,7 @@ def rank_by_loop(model: SASRec, rows: Rows, sequences: Sequences, negatives: int
     return found
 
 
-def sasrec(worlds: list[World], steps: int = 15, rounds: int = 5) -> list[dict]:
+def sasrec(worlds: list[World], steps: int = 10, rounds: int = 4) -> list[dict]:
     """The first dataset is the row's, others stand in ``also``."""
     config, found = SequentialConfig(), []
     for world in worlds:

@@ -56,7 +56,7 @@ def agreement(free: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
 
 
 def inference(
-    world: World, rows: int = 16, rounds: int = 2, batch: int = 16, longest: int = 512, llm: str = "pocket"
+    world: World, rows: int = 8, rounds: int = 2, batch: int = 8, longest: int = 512, llm: str = "pocket"
 ) -> list[dict]:
     """``longest``: the authors' limit. Beside it, in ``also``, generation that is told to stop at the closing quote."""
     model = allmrec(world, load_backbone(llm), Stage2Config())

@@ -78,7 +78,7 @@ def training_sides(both: tuple[AlignmentTask, AlignmentTask], steps: int) -> dic
     return sides
 
 
-def stage1(world: World, steps: int = 4, rounds: int = 3, max_text_tokens: int = 32, batch_size: int = 32) -> list[dict]:
+def stage1(world: World, steps: int = 3, rounds: int = 2, max_text_tokens: int = 32, batch_size: int = 32) -> list[dict]:
     """With the topmost two layers learning (the profile ``laptop``), and with all (the paper's way).
 
     ``once_s``: what the library spends before the first step, on tokens and on what frozen layers say of every text.

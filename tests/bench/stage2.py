@@ -80,7 +80,7 @@ def training_sides(world: World, backbone: Backbone, config: Stage2Config, rows:
             "theirs": lambda: train_on(tasks[1], optimizers[1], list(drawn.split(config.batch_size)), plain_loss)}  # fmt: skip
 
 
-def stage2(world: World, rows: int = 48, rounds: int = 3, batch_size: int = 16, llm: str = "pocket") -> list[dict]:
+def stage2(world: World, rows: int = 32, rounds: int = 3, batch_size: int = 16, llm: str = "pocket") -> list[dict]:
     sides = training_sides(world, load_backbone(llm), Stage2Config(batch_size=batch_size), rows)
     taken = by_turns(sides, rounds, warm=False)
     numbers = compared(taken["ours"], taken["theirs"], rows)

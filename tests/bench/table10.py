@@ -18,12 +18,11 @@ from allmrec_lib.allmrec import ALLMRec
 from allmrec_lib.config import Stage2Config, TALLRecConfig
 from allmrec_lib.llm.backbone import Backbone, load_backbone
 from allmrec_lib.ranker import AnswerTask, LLMRecommender
+from allmrec_lib.speed import AIMS, INFERENCE, TRAINING
 
 from .common import by_turns, compared, row, seconds
 from .opt import SIZES, opt
 from .worlds import World, allmrec, tallrec, task_of
-
-TRAINING, INFERENCE = "A-LLMRec over TALLRec: training", "A-LLMRec over TALLRec: inference"
 
 
 def llm_of(name: str, device: str) -> Backbone:
@@ -89,7 +88,7 @@ def sides(world: World, llm: str, batch: int, device: str) -> dict[str, AnswerTa
     made = {}
     for name, build, config in (("ours", allmrec, Stage2Config()), ("theirs", tallrec, TALLRecConfig())):
         config = replace(config, batch_size=batch, projection="skip" if llm == "pocket" else "mlp")
-        made[name] = task_of(world, build(world, llm_of(llm, device), config), config, device)
+        made[name] = task_of(world, build(world, llm_of(llm, device), config), config)
     return made
 
 
@@ -110,7 +109,7 @@ def training(world: World, tasks: dict[str, AnswerTask], batch: int, rounds: int
         more["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     every = len(world.sequences.rows("train", 1, all_items=True)) / tasks["ours"].n_rows
     return row(TRAINING, compared(taken["ours"], taken["theirs"], batch), "rows/s", command, llm=llm, device=device,
-               dataset=world.name, batch_size=batch, paper=588.58 / 232.5, parts=more, positions_a_row=every)  # fmt: skip
+               dataset=world.name, batch_size=batch, paper=AIMS[TRAINING], parts=more, positions_a_row=every)  # fmt: skip
 
 
 def inference(world: World, tasks: dict[str, AnswerTask], batch: int, rounds: int, device: str, command: str, llm: str) -> dict:
@@ -125,10 +124,10 @@ def inference(world: World, tasks: dict[str, AnswerTask], batch: int, rounds: in
     also = {"theirs is": "TALLRec with its adapters beside the LLM", "theirs": batch / apart[0],
             "ratio": apart[0] / statistics.median(taken["ours"])}  # fmt: skip
     return row(INFERENCE, compared(taken["ours"], taken["theirs"], batch), "rows/s", command, llm=llm, device=device,
-               dataset=world.name, batch_size=batch, paper=3.36 / 1.98, also=[also])  # fmt: skip
+               dataset=world.name, batch_size=batch, paper=AIMS[INFERENCE], also=[also])  # fmt: skip
 
 
-def table10(world: World, llm: str = "pocket", batch: int = 16, rounds: int = 2, device: str = "cpu",
+def table10(world: World, llm: str = "pocket", batch: int = 8, rounds: int = 2, device: str = "cpu",
             command: str = "python -m tests.bench table10") -> list[dict]:  # fmt: skip
     tasks = sides(world, llm, batch, device)
     return [part(world, tasks, batch, rounds, device, command, llm) for part in (training, inference)]

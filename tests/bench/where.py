@@ -72,7 +72,7 @@ def _training(task, rows: torch.Tensor) -> Callable[[], None]:
     return lambda: step(task, optimizer, rows)
 
 
-def hot_steps(world: World, films: World, batch: int = 16) -> list[tuple[str, Callable[[], Any], int]]:
+def hot_steps(world: World, films: World, batch: int = 8) -> list[tuple[str, Callable[[], Any], int]]:
     """(name, one batch of it, rows) of everything that takes time in the book."""
     config = SequentialConfig()
     cf = SequentialTask(SASRec(world.sequences.n_items, config), world.sequences, world.validation, "cpu")
@@ -99,7 +99,7 @@ def hot_steps(world: World, films: World, batch: int = 16) -> list[tuple[str, Ca
     ]
 
 
-def where(world: World, films: World, batch: int = 16) -> list[dict]:
+def where(world: World, films: World, batch: int = 8) -> list[dict]:
     """A profile a hot step."""
     best = peaks()
     return [profiled(what, work, rows, best, **best) for what, work, rows in hot_steps(world, films, batch)]

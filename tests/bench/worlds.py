@@ -61,12 +61,23 @@ class World:
     def x(self, rows: Rows, device: str = "cpu") -> torch.Tensor:
         return represent(self.cf.to(device), rows, device).cpu()
 
+    @cached_property
+    def train(self) -> tuple[Rows, torch.Tensor]:
+        """Every user's last training item, and x^u."""
+        rows = self.sequences.rows("train", self.max_len)
+        return rows, self.x(rows)
+
+    @cached_property
+    def held(self) -> tuple[Rows, torch.Tensor]:
+        """The validation rows, and x^u."""
+        rows = aligned(self.sequences.rows("validation", self.max_len), self.validation)
+        return rows, self.x(rows)
+
 
 def allmrec(world: World, backbone: Backbone, config: Stage2Config) -> ALLMRec:
     """A-LLMRec before Stage 2."""
     prompts = PromptEncoder(backbone, world.data.titles, world.data.words)
-    x = world.x(world.sequences.rows("train", world.max_len))
-    heads = projections(config, world.latent, world.cf.item_embeddings().cpu(), x, backbone, 0)
+    heads = projections(config, world.latent, world.cf.item_embeddings().cpu(), world.train[1], backbone, 0)
     return ALLMRec(backbone, prompts, world.latent, heads, config.history)
 
 
@@ -77,12 +88,9 @@ def tallrec(world: World, backbone: Backbone, config: TALLRecConfig) -> TALLRec:
     return TALLRec(own, PromptEncoder(own, world.data.titles, world.data.words), config)
 
 
-def task_of(world: World, model: LLMRecommender, config: Stage2Config, device: str = "cpu") -> AnswerTask:
+def task_of(world: World, model: LLMRecommender, config: Stage2Config) -> AnswerTask:
     """What trains a model that asks an LLM: all training rows, their x^u (nothing for models that do not look at it)."""
-    train, held = (
-        world.sequences.rows("train", world.max_len),
-        aligned(world.sequences.rows("validation", world.max_len), world.validation),
-    )
-    known = isinstance(model, ALLMRec)
-    x, x_held = (world.x(rows, device) if known else torch.zeros(len(rows), 0) for rows in (train, held))
+    (train, x), (held, x_held) = world.train, world.held
+    if not isinstance(model, ALLMRec):
+        x, x_held = x[:, :0], x_held[:, :0]
     return AnswerTask(model, world.sequences, train, x, _Part(held, world.validation, x_held), config, 0)
