@@ -15,12 +15,14 @@ SEEDS ?= $(SEED)
 LLMS ?= $(LLM)
 JOBS ?= 1
 CHAPTERS ?= 01 02 03 04 05 06
+SIZE ?= opt-6.7b
+BATCH ?= 4
 RUN := $(BIN)/python -m allmrec_lib.runner
 
-.PHONY: help setup book test chapter tune ledger grid html notebooks clean
+.PHONY: help setup book test chapter tune ledger grid bench bench-paper html notebooks clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## a virtual environment in .venv with everything pinned
 
@@ -51,6 +53,12 @@ grid: $(STAMP) ## chapters x datasets x seeds: DATASETS="movielens beauty" SEEDS
 
 ledger: $(STAMP) ## write the page of the paper's claims from the recorded results
 	@$(BIN)/python -m allmrec_lib.ledger
+
+bench: $(STAMP) ## every speed comparison, the profiles and the cost constants, in minutes; writes both pages
+	@OMP_NUM_THREADS=1 ALLMREC_QUIET=1 $(BIN)/python -m tests.bench
+
+bench-paper: $(STAMP) ## Table 10 with OPT of true size and random weights: SIZE=opt-6.7b BATCH=4 DEVICE=cuda
+	@ALLMREC_QUIET=1 $(BIN)/python -m tests.bench paper --llm $(SIZE) --batch $(BATCH) --device $(DEVICE)
 
 notebooks: $(STAMP) ## run the chapters' sources in place at the smoke profile
 	@$(RUN) sources

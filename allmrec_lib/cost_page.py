@@ -1,0 +1,114 @@
+"""The page *What will it cost me?*, written from :mod:`allmrec_lib.cost`'s predictions and what was measured.
+
+python -m allmrec_lib.cost_page        # book/appendix/cost.md
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from . import cost
+from .config import load_profile
+from .speed import number, read_rows, results_file, table, write_page
+from .store import project_root
+
+LLM, DATASETS = "opt-6.7b", ("beauty", "toys", "video_games", "movies_and_tv")
+HEAD = """# What will it cost me?
+
+Hours and GB for a profile, a dataset, an LLM and a GPU, before anything is loaded:
+
+```bash
+python -m allmrec_lib.cost --profile paper --dataset beauty --gpu "A6000"
+```
+
+The work is counted from the models' shapes. Constants come from `make bench`: tokens a prompt, numbers kept for the backward
+pass, calls a step, and, for a CPU, the share of its peak that a step reaches. Hours are upper ends: all epochs of the profile,
+while training stops earlier as a rule.
+
+No GPU was at hand for this page. GPU hours rest on three numbers that were not measured here: what `data/gpus.csv` says each
+is sold as, {share:.0%} of that reached in matrix products (OPT's own training, Zhang et al. 2022), and {call:.0f} µs a call.
+The last table but one compares with what the paper measured on its GPU.
+"""
+
+
+def grid(gpus: pd.DataFrame) -> str:
+    """A-LLMRec from SASRec to its test answers, the `paper` profile: hours by dataset and GPU."""
+    lines = []
+    for name in gpus["name"]:
+        cells, most = [], 0.0
+        for dataset in DATASETS:
+            phases, _ = cost.predict(load_profile("paper", dataset), LLM, name)
+            ours = phases[~phases["phase"].str.startswith("TALLRec")]
+            cells.append(number(cost.hours(ours)))
+            most = max(most, ours["gb"].max())
+        memory = gpus.set_index("name").loc[name, "memory_gb"]
+        lines.append([name, *cells, f"{most:.0f} of {memory:.0f}{'' if most <= memory else ': does not fit'}"])
+    return table(["GPU", *DATASETS, "memory, GB"], lines)
+
+
+def measured_here(found: list[dict]) -> str:
+    lines = [[r["what"], r["dataset"], number(r["predicted_s"]), number(r["measured_s"]),
+              f"{r['predicted_s'] / r['measured_s'] - 1:+.0%}"] for r in found]  # fmt: skip
+    return table(["run", "dataset", "predicted, s", "measured, s", "error"], lines)
+
+
+def beside_paper() -> str:
+    """Table 10's times on Luxury Beauty beside what is predicted for the paper's GPU; its training has no validation."""
+    phases = cost.predict(load_profile("paper", "beauty"), LLM, "A6000")[0].set_index("phase")["seconds"]
+    paper = pd.read_csv(project_root() / "data" / "paper" / "table_10.csv").set_index(["model", "metric"])["value"]
+    lines = []
+    for model, parts in (("A-LLMRec", ["Stage 1", "Stage 2"]), ("TALLRec", ["TALLRec"])):
+        ours, theirs = phases[parts].sum() / 60, paper[model, "train_min"]
+        lines.append([f"{model}, training, minutes", number(ours), number(theirs), f"{ours / theirs - 1:+.0%}"])
+    return table(["", "predicted", "paper", "error"], lines)
+
+
+def page() -> str:
+    """The page as Markdown."""
+    measured = cost.constants()
+    gpus = pd.read_csv(project_root() / "data" / "gpus.csv")
+    sold = [[r.name, f"{r.memory_gb:.0f}", number(r.bf16_tflops), number(r.gb_s), r.source] for r in gpus.itertuples()]
+    share, counted = measured["shares"], ", ".join(f"`{name}`" for name in measured["tokens"]["gpt2"])
+    here = cost.checks(measured, read_rows(results_file("bench")))
+    return f"""{HEAD.format(share=cost.GPU_SHARE, call=cost.CALL_S * 1e6)}
+## The `paper` profile with {LLM}
+
+Hours of A-LLMRec from SASRec to its answers to all test users, validation included; other models come on top.
+
+{grid(gpus)}
+Tokens a prompt were counted for {counted}; for other datasets those of `beauty` stand.
+
+## By phase
+
+{cost.report(load_profile("paper", "beauty"), LLM, "A6000")}
+Weights are counted in 16 bits. Disk is without raw downloads.
+
+## Predicted and measured here
+
+{measured["device"]}: {measured["gflops"]:,.0f} GFLOP/s at best, of which the small LLM's training reaches
+{share["train"]:.0%}, its answers {share["answer"]:.0%}, the sentence encoder's training {share["encoder"]:.0%}, each on one
+dataset. The runs below are others than those that gave the constants.
+
+{measured_here(here)}
+## Predicted, and measured by the paper
+
+Table 10, Luxury Beauty on one RTX A6000. The paper does not say in how many bits its LLM computed, nor on which rows TALLRec
+was trained ([more](speed)).
+
+{beside_paper()}
+## What GPUs are sold as
+
+{table(["GPU", "GB", "bf16 TFLOP/s", "GB/s", "source"], sold)}"""
+
+
+def write() -> Path:
+    """Write the page; returns its path."""
+    return write_page("cost", page())
+
+
+if __name__ == "__main__":
+    print(write().relative_to(project_root()))
+    sys.exit(0)

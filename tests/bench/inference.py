@@ -1,0 +1,78 @@
+"""Answers by trie and by score against free generation.
+
+Free generation as in most public code: prompts padded on the left to the longest of an unsorted batch, then the
+LLM's own ``generate``, greedy, with a key-value cache, until the end-of-text token or ``longest`` tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from allmrec_lib.config import Stage2Config
+from allmrec_lib.llm.backbone import load_backbone
+from allmrec_lib.ranker import LLMRecommender
+from allmrec_lib.sequences import Candidates, Rows
+
+from .common import by_turns, compared, row
+from .stage2 import spliced
+from .worlds import World, allmrec
+
+COMMAND = "python -m tests.bench inference"
+MODES = ("trie", "score")
+
+
+@torch.inference_mode()
+def generated(model: LLMRecommender, rows: Rows, drawn: Candidates, x: torch.Tensor, batch: int, longest: int,
+              stop: int | None = None) -> list[list[int]]:  # fmt: skip
+    """What the LLM writes after each prompt: token ids up to the closing quote. ``stop``: the token that ends a row
+    (None: the LLM's own end of text)."""
+    llm, end, written = model.backbone.model, model.prompts.end[0], []
+    for part in torch.arange(len(rows)).split(batch):
+        prompts = model.prompt_rows(rows.take(part), drawn.take(part))
+        embeds = [spliced(model, prompt, x[i]) for prompt, i in zip(prompts, part.tolist(), strict=True)]
+        width = max(len(e) for e in embeds)
+        inputs = torch.stack([torch.cat([e.new_zeros(width - len(e), e.shape[1]), e]) for e in embeds])
+        mask = torch.stack([torch.arange(width) >= width - len(e) for e in embeds]).long().to(inputs.device)
+        stop_at = model.backbone.tokenizer.eos_token_id if stop is None else stop
+        out = llm.generate(inputs_embeds=inputs, attention_mask=mask, max_new_tokens=longest, do_sample=False,
+                           eos_token_id=stop_at, pad_token_id=end)  # fmt: skip
+        written += [row[: row.index(end)] if end in row else row for row in out.tolist()]
+    return written
+
+
+def free_scores(model: LLMRecommender, drawn: Candidates, written: list[list[int]]) -> np.ndarray:
+    """1.0 for candidates whose title was written to the letter; a row without one is an invalid answer. (N, C)."""
+    titles = model.prompts.title_ids
+    return np.array([[float(titles[i] == w) for i in items] for items, w in zip(drawn.items.tolist(), written, strict=True)])
+
+
+def agreement(free: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
+    """The share of valid rows of free generation, and of these the share where ours answers the same."""
+    valid = free.sum(axis=1) > 0
+    best = ours == ours.max(axis=1, keepdims=True)
+    same = (best & (free > 0)).any(axis=1)
+    return float(valid.mean()), float(same[valid].mean()) if valid.any() else float("nan")
+
+
+def inference(
+    world: World, rows: int = 8, rounds: int = 2, batch: int = 8, longest: int = 512, llm: str = "pocket"
+) -> list[dict]:
+    """``longest``: the authors' limit. Beside it, in ``also``, generation that is told to stop at the closing quote."""
+    model = allmrec(world, load_backbone(llm), Stage2Config())
+    some, drawn = (part.take(torch.arange(min(rows, len(world.test)))) for part in (world.test_rows, world.test))
+    x, written = world.x(some), []
+    answers = {mode: model.predict(some, drawn, x, mode, batch) for mode in MODES}
+    sides = {mode: lambda mode=mode: model.predict(some, drawn, x, mode, batch) for mode in MODES}
+    sides |= {"free": lambda: written.append(generated(model, some, drawn, x, batch, longest)),
+              "stopped": lambda: generated(model, some, drawn, x, batch, longest, model.prompts.end[0])}  # fmt: skip
+    taken, found = by_turns(sides, rounds, warm=False), []
+    for mode in MODES:
+        valid, same = agreement(free_scores(model, drawn, written[0]), answers[mode])
+        stopped = {
+            "theirs is": "generation told to stop at the closing quote",
+            **compared(taken[mode], taken["stopped"], len(some)),
+        }
+        found.append(row(f"inference: {mode}", compared(taken[mode], taken["free"], len(some)), "rows/s", COMMAND, llm=llm,
+                         dataset=world.name, longest=longest, valid=valid, same_where_valid=same, also=[stopped]))  # fmt: skip
+    return found

@@ -1,0 +1,105 @@
+"""Where the time of each hot step goes: torch.profiler, and how fast this machine multiplies and copies at best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from allmrec_lib import metrics
+from allmrec_lib.alignment import AlignmentTask
+from allmrec_lib.config import SequentialConfig, Stage1Config, Stage2Config, TALLRecConfig
+from allmrec_lib.llm.backbone import load_backbone
+from allmrec_lib.recommenders.base import score_rows
+from allmrec_lib.recommenders.sasrec import SASRec
+from allmrec_lib.recommenders.sequential import SequentialTask
+
+from .cf import steps_of, update
+from .common import device_name, seconds
+from .stage1 import encoder_of, tasks
+from .table10 import step
+from .worlds import World, allmrec, tallrec, task_of
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "mkldnn")  # whose FLOPs the profiler counts
+ATTENTION = ("attention",)
+
+
+def peaks(device: str = "cpu", size: int = 1024) -> dict[str, float]:
+    """GFLOP/s of a large matrix product and GB/s of a large copy, the best of a few."""
+    a = torch.randn(size, size, device=device)
+    flat = torch.randn(16_000_000, device=device)
+    out = torch.empty_like(flat)
+    product = min(seconds(lambda: a @ a, device) for _ in range(5))
+    copy = min(seconds(lambda: out.copy_(flat), device) for _ in range(5))
+    return {"gflops": 2 * size**3 / product / 1e9, "gb_s": 2 * flat.nbytes / copy / 1e9}
+
+
+def profiled(
+    what: str, work: Callable[[], Any], rows: int, best: dict[str, float], device: str = "cpu", **more: Any
+) -> dict[str, Any]:
+    """``work``, one batch: what a call takes, and which operations that time goes to (the profiler slows them alike)."""
+    gpu = device.startswith("cuda")
+    work()
+    took = seconds(work, device)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])], with_flops=True) as seen:
+        work()
+    own = (lambda e: e.self_device_time_total) if gpu else (lambda e: e.self_cpu_time_total)
+    events = [e for e in seen.key_averages() if e.key.startswith("aten::") and own(e) > 0]
+    total, calls = sum(own(e) for e in events), sum(e.count for e in events)
+    products, counted = (sum(own(e) for e in events if any(name in e.key for name in names)) / total
+                         for names in (PRODUCTS + ATTENTION, PRODUCTS))  # fmt: skip
+    flops = sum(e.flops for e in events)
+    top = [{"op": e.key.removeprefix("aten::"), "share": own(e) / total, "calls": e.count}
+           for e in sorted(events, key=own, reverse=True)[:6]]  # fmt: skip
+    made = {"what": what, "device": device_name(device), "rows": rows, "seconds": took, "calls": calls, "products": products,
+            "flops": flops, "of_peak": flops / (counted * took) / 1e9 / best["gflops"] if counted else 0.0,
+            "us_a_call": took / calls * 1e6, "top": top, **more}  # fmt: skip
+    return made | {"bound": bound(made)}
+
+
+def bound(found: dict[str, Any]) -> str:
+    """Matrix products where they take half of the time or more; otherwise calls where one lasts less than 25 microseconds on
+    average, which is about what calling it costs; otherwise memory."""
+    if found["products"] >= 0.5:
+        return "matrix products"
+    return "the number of calls" if found["us_a_call"] < 25 else "memory traffic"
+
+
+def _training(task, rows: torch.Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(task.parameters())
+    return lambda: step(task, optimizer, rows)
+
+
+def hot_steps(world: World, films: World, batch: int = 8) -> list[tuple[str, Callable[[], Any], int]]:
+    """(name, one batch of it, rows) of everything that takes time in the book."""
+    config = SequentialConfig()
+    cf = SequentialTask(SASRec(world.sequences.n_items, config), world.sequences, world.validation, "cpu")
+    optimizer, first = steps_of(cf.module), cf.batches(torch.arange(cf.n_rows))[0]
+    short = world.test_rows.take(torch.arange(1024)) if len(world.test_rows) > 1024 else world.test_rows
+    shown = world.test.take(torch.arange(len(short)))
+    one = Stage1Config(train_layers=2, max_text_tokens=32)
+    align: AlignmentTask = tasks(films, one, encoder_of(films, one))[0]
+    two = Stage2Config(batch_size=batch)
+    ours = allmrec(world, load_backbone(), two)
+    second = task_of(world, ours, two)
+    theirs = tallrec(world, load_backbone(), TALLRecConfig(batch_size=batch))
+    rows = torch.arange(batch)
+    some, drawn = world.test_rows.take(rows), world.test.take(rows)
+    asked = {mode: (lambda mode=mode: ours.predict(some, drawn, world.x(some), mode, batch)) for mode in ("trie", "score")}
+    return [
+        ("SASRec training", lambda: update(optimizer, cf.loss(first)), len(first)),
+        ("evaluation", lambda: metrics.per_user(score_rows(world.cf, short, shown)), len(short)),
+        ("Stage 1", _training(align, torch.arange(32)), 32),
+        ("Stage 2", _training(second, rows), batch),
+        ("TALLRec training", _training(task_of(world, theirs, TALLRecConfig(batch_size=batch)), rows), batch),
+        ("inference: trie", asked["trie"], batch),
+        ("inference: score", asked["score"], batch),
+    ]
+
+
+def where(world: World, films: World, batch: int = 8) -> list[dict]:
+    """A profile a hot step."""
+    best = peaks()
+    return [profiled(what, work, rows, best, **best) for what, work, rows in hot_steps(world, films, batch)]

@@ -1,0 +1,106 @@
+"""What a run costs: FLOPs against a counter's, the arithmetic by hand, errors that name what is known, the page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from bench import opt
+from torch.utils.flop_counter import FlopCounterMode
+
+from allmrec_lib import cost, cost_page, work
+from allmrec_lib.config import load_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+PAPER = load_profile("paper", "beauty")
+
+
+@pytest.fixture
+def device() -> cost.Device:
+    return cost.Device("a GPU", 48, 100.0, 1000.0, 0.5, 1e-5, 2)
+
+
+@pytest.mark.parametrize("size", ["opt-125m", "opt-350m", "opt-6.7b"])
+def test_flops_are_what_a_counter_counts(size, monkeypatch):
+    monkeypatch.setattr(opt, "tokenizer", lambda: None)
+    backbone, shape, tokens = opt.opt(size, "meta"), work.LLMS[size], 64
+    embeds = torch.zeros(1, tokens, backbone.embedding.embedding_dim, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        backbone.logits(backbone.hidden(embeds)).sum().backward()
+    # the counter counts attention as if it looked forward too, twice the work
+    expected = 2 * shape.linear(tokens) + 2 * 3.5 * shape.attention(tokens) + 2 * shape.head(tokens)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+    causal = work.step_flops(shape, tokens - 5, 5)
+    assert causal < expected
+
+
+def test_time_is_the_longest_of_arithmetic_reading_and_calling(device):
+    assert device.seconds(5e13) == pytest.approx(1.0)
+    assert device.seconds(5e13, calls=2e5) == pytest.approx(2.0)
+    assert device.seconds(5e13, calls=2e5, read_gb=3000.0) == pytest.approx(3.0)
+
+
+def test_stage_2_by_hand(device, monkeypatch):
+    """One layer, 10 users, one epoch, no validation to speak of: rows / batch steps of batch rows' FLOPs."""
+    shape = work.Shape("one", 1, 8, 8, 100, 50, 8)
+    measured = {
+        "tokens": {"gpt2": {"beauty": {"prompt": 10, "text_only": 8, "answer": 2, "longest": 12}}},
+        "kept_floats": 10.0,
+        "calls": {"Stage 2": 0, "TALLRec training": 0, "inference: score": 0},
+    }
+    part = replace(PAPER.stage2, batch_size=5, epochs=1, eval_users=1)
+    found = cost.llm_phases(replace(PAPER, stage2=part), shape, cost.Size(10, 20, 60), device, measured)[0]
+    row = 2 * 2 * 100 * 12 + 3.5 * 2 * 8 * 144 + 2 * 2 * 50 * 8 * 2
+    weights_gb = (100 + 50 * 8) * 2 / 1e9
+    step = max(5 * row / 5e13, 2 * weights_gb / 1000)
+    assert found["phase"] == "Stage 2" and found["rows"] == 10
+    assert found["seconds"] == pytest.approx(2 * step)
+    assert found["gb"] == pytest.approx(weights_gb + 10 * 8 * 2 * 12 * 5 / 1e9 + cost.CONTEXT_GB)
+
+
+def test_more_users_cost_more_and_a_faster_gpu_less():
+    hours = {
+        (dataset, gpu): cost.hours(cost.predict(load_profile("paper", dataset), "opt-6.7b", gpu)[0])
+        for dataset in ("beauty", "movies_and_tv")
+        for gpu in ("A6000", "H100")
+    }
+    assert hours["movies_and_tv", "H100"] > 5 * hours["beauty", "H100"]
+    assert hours["beauty", "A6000"] > 2 * hours["beauty", "H100"]
+    small = cost.predict(PAPER, "facebook/opt-1.3b", "A6000")
+    large = cost.predict(PAPER, "facebook/opt-6.7b", "A6000")
+    assert small[0]["gb"].max() < large[0]["gb"].max() < 48 and small[1]["weights"] < large[1]["weights"]
+
+
+def test_the_paper_measured_about_what_is_predicted():
+    """Stage 1 and 2 on the paper's GPU within a factor of three of Table 10: the order of magnitude that a reader plans with."""
+    phases = cost.predict(PAPER, "opt-6.7b", "A6000")[0].set_index("phase")["seconds"]
+    assert 232.5 / 3 < phases[["Stage 1", "Stage 2"]].sum() / 60 < 232.5 * 3
+
+
+@pytest.mark.parametrize(("option", "value", "said"), [
+    ("gpu", "A100", "did you mean 'A100 40GB' or 'A100 80GB'"), ("gpu", "abacus", "known: RTX A6000"),
+    ("llm", "gpt-9", "unknown LLM 'gpt-9'"), ("dataset", "cars", "unknown dataset 'cars'"), ("profile", "papper", "did you mean 'paper'"),
+])  # fmt: skip
+def test_what_is_not_known_is_named(option, value, said, capsys):
+    assert cost.main([f"--{option}", value]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_without_measured_constants_the_command_to_get_them_is_named(home):
+    with pytest.raises(cost.CostError, match="make bench"):
+        cost.constants()
+
+
+def test_the_command_answers(capsys):
+    assert cost.main(["--profile", "paper", "--dataset", "toys", "--gpu", "A6000"]) == 0
+    shown = capsys.readouterr().out
+    assert "toys" in shown and "| Stage 2 |" in shown and "those of `beauty` stand for them" in shown
+
+
+def test_the_page_shows_the_error_of_every_prediction():
+    text = cost_page.page()
+    assert (ROOT / "book" / "appendix" / "cost.md").read_text() == text
+    table = text.partition("## Predicted and measured here")[2].partition("##")[0]
+    assert table.count("%") >= 3 + len(cost.constants()["checks"])
