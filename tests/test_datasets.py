@@ -360,7 +360,7 @@ def test_beauty_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest
 
 def test_missing_files_say_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALLMREC_DATA", raising=False)
-    for name, word in (("beauty", "luxury_beauty_2018"), ("movies_and_tv", "nijianmo"), ("games_small", "data/raw")):
+    for name, word in (("beauty", "luxury_beauty_2018"), ("movies_and_tv", "python -m allmrec_lib data movies_and_tv"), ("games_small", "data/raw")):
         with pytest.raises(DataError, match=f"is not here.*{word}"):
             datasets.load(name, tmp_path)
 
@@ -450,10 +450,10 @@ def test_amazon_bad_lines_are_counted_or_refused(tmp_path: Path) -> None:
     lines = [good[0], "{broken", good[1], {"asin": "I"}, "[1]", good[2]]
     dataset = raw(tmp_path, lines, [], threshold=1)
     assert len(dataset.interactions) == 3
-    assert ("bad lines in r.json.gz", 3, "skipped: lines 2, 4, 5") in dataset.report.rows
-    with pytest.raises(DataError, match="r.json.gz, line 2: it holds no JSON object"):
+    assert ("bad lines in r.json.gz", 3, "skipped: line 2 holds no whole JSON object; line 4 lacks reviewerID; line 5 holds no JSON object") in dataset.report.rows
+    with pytest.raises(DataError, match="r.json.gz, line 2 holds no whole JSON object"):
         raw(tmp_path, lines, [], threshold=1, strict=True)
-    with pytest.raises(DataError, match="line 2: it lacks one of reviewerID"):
+    with pytest.raises(DataError, match="line 2 lacks reviewerID"):
         raw(tmp_path, [good[0], {"asin": "I"}], [], threshold=1, strict=True)
 
 
