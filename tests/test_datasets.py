@@ -428,6 +428,7 @@ def test_amazon_ratings_under_three_are_kept_but_not_counted(tmp_path: Path) -> 
 events_table = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(1, 5)), min_size=1, max_size=60)
 
 
+@settings(deadline=None)
 @given(events_table, st.integers(1, 4), st.sampled_from([0.0, 3.0]))
 def test_filter_is_the_authors_rule(rows: list, threshold: int, count_from: float) -> None:
     events = pd.DataFrame(rows, columns=["user", "item", "rating"])
@@ -437,6 +438,7 @@ def test_filter_is_the_authors_rule(rows: list, threshold: int, count_from: floa
     assert amazon.filter_mask(events, threshold, count_from).tolist() == expected
 
 
+@settings(deadline=None)
 @given(events_table, st.integers(1, 4))
 def test_iterative_filter_is_a_core(rows: list, threshold: int) -> None:
     events = pd.DataFrame(rows, columns=["user", "item", "rating"])

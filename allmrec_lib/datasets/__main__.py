@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from . import SOURCES, DataError, Dataset, data_root, load
+from .authors import beauty_files
 from .base import NO_TITLE
-from .beauty import RAW, either_files
+from .beauty import RAW
 from .catalogue import CATEGORIES, adopt, fetch_raw
 
 PAPER_ROW = {"beauty_raw": "beauty"}
@@ -34,21 +35,22 @@ def provide(name: str, reviews: Path | None, metadata: Path | None, mirrors: tup
     category = RAW if name == "beauty" else name
     if category not in CATEGORIES:
         if reviews or metadata or mirrors:
-            raise DataError(f"{name} is not made of Amazon's raw files; --reviews, --metadata and --mirror are for {', '.join(CATEGORIES)}")
+            made = ", ".join(CATEGORIES)
+            raise DataError(f"{name} is not made of Amazon's raw files; --reviews, --metadata and --mirror are for {made}")
         return
-    if name == "beauty" and (reviews or metadata):
-        raise DataError("beauty takes the authors' files where they are; ask for beauty_raw to use your own raw files")
+    if name == "beauty" and _authors_files_are_here(data_root()):
+        if reviews or metadata:
+            raise DataError("the authors' files of beauty are here and come first; ask for beauty_raw to use yours")
+        return
     for path, stem in zip((reviews, metadata), CATEGORIES[category].stems, strict=True):
         if path is not None:
             adopt(data_root(), category, path, stem)
-    if name == "beauty" and _here(data_root()):
-        return
     fetch_raw(data_root(), category, mirrors)
 
 
-def _here(root: Path) -> bool:
+def _authors_files_are_here(root: Path) -> bool:
     try:
-        return bool(either_files(root))
+        return bool(beauty_files(root))
     except DataError:
         return False
 
@@ -71,7 +73,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m allmrec_lib.
     parser.add_argument("name", help=", ".join(SOURCES))
     parser.add_argument("--reviews", type=Path, help="your own copy of the raw reviews, .json or .json.gz; linked, not copied")
     parser.add_argument("--metadata", type=Path, help="your own copy of the raw metadata")
-    parser.add_argument("--mirror", action="append", default=[], help="tried before the known ones: https://.../{kind}/{file}.json.gz")
+    parser.add_argument("--mirror", action="append", default=[], help="tried first: https://.../{kind}/{file}.json.gz")
     parser.add_argument("--strict", action="store_true", help="stop at the first bad line instead of skipping and counting it")
     asked = parser.parse_args(arguments)
     try:

@@ -24,8 +24,12 @@ REVIEW_NAMES = {  # by a field that only this edition has: user, item, rating, t
     "reviewerID": ("reviewerID", "asin", "overall", "unixReviewTime"),
     "user_id": ("user_id", "parent_asin", "rating", "timestamp"),
 }
-TEXT_NAMES = {"asin": ("asin", "title", "description", "category"), "parent_asin": ("parent_asin", "title", "description", "categories")}
-STRUCTURE = r'^(\[["\[{\d\]]|\{["}])|\x00'  # how polars shows a list or an object in the place of a text, or half a character
+TEXT_NAMES = {
+    "asin": ("asin", "title", "description", "category"),
+    "parent_asin": ("parent_asin", "title", "description", "categories"),
+}
+# How polars shows a list, an object or half a character where a text should be.
+STRUCTURE = r'^(\[["\[{\d\]]|\{["}])|\x00'
 LONGEST_ID, HIGHEST_RATING, LATEST = 64, 5.0, 1e13
 
 
@@ -62,7 +66,8 @@ def _number(record: dict, name: str, highest: float) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number <= highest:
-        raise BadLine(f"lacks {name}" if value is None else f"has {str(value)[:20]!r} for {name}, no number from 0 to {highest:g}")
+        what = f"has {str(value)[:20]!r} for {name}, no number from 0 to {highest:g}"
+        raise BadLine(f"lacks {name}" if value is None else what)
     return number
 
 

@@ -21,7 +21,8 @@ def either_files(root: Path, **options) -> list[Path]:
         try:
             return category_files(RAW)(root)
         except DataError as second:
-            raise DataError(f"{first} Or from Amazon's raw files: {second}".replace("data beauty_raw`", "data beauty`")) from None
+            from_raw = str(second).replace("data beauty_raw`", "data beauty`")
+            raise DataError(f"{first} Or from Amazon's raw files: {from_raw}") from None
 
 
 def build_either(files: list[Path], strict: bool = False) -> Dataset:

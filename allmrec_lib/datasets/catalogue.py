@@ -1,7 +1,7 @@
 """The Amazon categories: which files each needs, the authors' filter for it, and where the files can be had.
 
-``load`` never downloads them, since they are large; ``python -m allmrec_lib data <name>`` does. A dataset named after a category
-alone is of 2018, which the authors used; ``..._2014`` and ``..._2023`` are the other editions.
+``load`` never downloads them, since they are large; ``python -m allmrec_lib data <name>`` does. A dataset named after a
+category alone is of 2018, which the authors used; ``..._2014`` and ``..._2023`` are the other editions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .base import DataError, Dataset
 from .download import fetch_first, find
 
 ENDINGS = (".json.gz", ".json", ".jsonl.gz", ".jsonl")
-# Tried in this order; the lab's files have moved three times. {kind}: categoryFiles, metaFiles2 ..., {file}: the name without its ending.
+# Tried in this order; the lab's files have moved three times. {kind}: see KINDS; {file}: the name without its ending.
 MIRRORS = {
     2018: (
         "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2/{kind}/{file}.json.gz",

@@ -48,7 +48,9 @@ def _texts(rng: np.random.Generator, log_words: float) -> list[str]:
     return [json.dumps(" ".join(words[w] for w in (5000 * rng.random(n) ** 3).astype(int))) for n in lengths]
 
 
-def _reviews(rng: np.random.Generator, users: np.ndarray, items: np.ndarray, texts: list[str], titles: list[str]) -> Iterator[str]:
+def _reviews(
+    rng: np.random.Generator, users: np.ndarray, items: np.ndarray, texts: list[str], titles: list[str]
+) -> Iterator[str]:
     for start in range(0, len(users), BLOCK):
         block = slice(start, start + BLOCK)
         count = len(users[block])
