@@ -20,9 +20,11 @@ import pandas as pd
 from filelock import FileLock
 
 from ..store import code_digest
-from .amazon import CATEGORIES, category_builder, category_files, from_amazon
-from .authors import beauty_files, build_beauty, build_own, from_authors, own_files
+from .amazon import from_amazon
+from .authors import build_own, from_authors, own_files
 from .base import NO_TITLE, DataError, DataReport, Dataset
+from .beauty import build_either, either_files
+from .catalogue import CATEGORIES, category_builder, category_files
 from .download import data_root, sha256
 from .frames import build_frames, frame_files, from_frames, read_frame
 from .llmrank import build_games, games_files
@@ -43,14 +45,14 @@ class Source:
 
 SOURCES = {
     "movielens": Source(movielens_files, build_movielens),
-    "beauty": Source(beauty_files, build_beauty),
+    "beauty": Source(either_files, build_either),
     "games_small": Source(games_files, build_games),
     "simulated": Source(lambda root, **options: [], build_simulated),
     **{name: Source(category_files(name), category_builder(name)) for name in CATEGORIES},
     "authors": Source(own_files, build_own),
     "frames": Source(frame_files, build_frames),
 }
-_CODE = ("amazon", "authors", "base", "frames", "llmrank", "movielens", "simulated")
+_CODE = ("amazon", "authors", "base", "beauty", "catalogue", "frames", "jsonlines", "llmrank", "movielens", "simulated")
 
 
 def load(name: str, /, root: Path | None = None, **options: Any) -> Dataset:

@@ -1,13 +1,22 @@
-"""``python -m allmrec_lib.datasets beauty``: a dataset's statistics beside the paper's Table 2, and its report."""
+"""Get a dataset ready: download what is missing, read it into Parquet, and show it beside the paper's Table 2.
+
+``python -m allmrec_lib data beauty`` uses files that are here already, and fetches an Amazon category's raw files otherwise
+(resumed when interrupted). With your own copies: ``--reviews Toys_and_Games.json.gz --metadata meta_Toys_and_Games.json``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import pandas as pd
 
-from . import SOURCES, DataError, data_root, load
+from . import SOURCES, DataError, Dataset, data_root, load
+from .authors import beauty_files
+from .base import NO_TITLE
+from .beauty import RAW
+from .catalogue import CATEGORIES, adopt, fetch_raw
 
 PAPER_ROW = {"beauty_raw": "beauty"}
 
@@ -21,22 +30,58 @@ def paper_statistics(name: str) -> dict[str, float]:
     return table[table["dataset"] == PAPER_ROW.get(name, name)].set_index("metric")["value"].to_dict()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m allmrec_lib.datasets", description=__doc__)
-    parser.add_argument("name", help=", ".join(SOURCES))
+def provide(name: str, reviews: Path | None, metadata: Path | None, mirrors: tuple[str, ...]) -> None:
+    """See that a category's raw files are in their place: the user's own, those that are here, or downloads."""
+    category = RAW if name == "beauty" else name
+    if category not in CATEGORIES:
+        if reviews or metadata or mirrors:
+            made = ", ".join(CATEGORIES)
+            raise DataError(f"{name} is not made of Amazon's raw files; --reviews, --metadata and --mirror are for {made}")
+        return
+    if name == "beauty" and _authors_files_are_here(data_root()):
+        if reviews or metadata:
+            raise DataError("the authors' files of beauty are here and come first; ask for beauty_raw to use yours")
+        return
+    for path, stem in zip((reviews, metadata), CATEGORIES[category].stems, strict=True):
+        if path is not None:
+            adopt(data_root(), category, path, stem)
+    fetch_raw(data_root(), category, mirrors)
+
+
+def _authors_files_are_here(root: Path) -> bool:
     try:
-        dataset = load(parser.parse_args(arguments).name)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return bool(beauty_files(root))
+    except DataError:
+        return False
+
+
+def show(dataset: Dataset) -> None:
     ours, paper = dataset.statistics(), paper_statistics(dataset.name)
     print(f"{dataset.name} (domain: {dataset.domain}, digest {dataset.digest})\n")
     for key, value in ours.items():
-        beside = f"{paper[key]:>14,.2f}" if key in paper else f"{'-':>14}"
+        beside = f"{paper[key]:>14,.2f}   {value - paper[key]:+,.2f}" if key in paper else f"{'-':>14}"
         print(f"  {key:<14}{value:>14,.2f}   Table 2:{beside}")
-    print()
+    titled = (dataset.items["title"] != NO_TITLE).mean()
+    described = (dataset.items["description"] != "").mean()
+    print(f"\n  of the items {titled:.1%} have a title, {described:.1%} a description\n")
     for what, count, why in dataset.report.rows:
         print(f"  {count:>9,}  {what}{': ' if why else ''}{why}")
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m allmrec_lib.datasets") -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help=", ".join(SOURCES))
+    parser.add_argument("--reviews", type=Path, help="your own copy of the raw reviews, .json or .json.gz; linked, not copied")
+    parser.add_argument("--metadata", type=Path, help="your own copy of the raw metadata")
+    parser.add_argument("--mirror", action="append", default=[], help="tried first: https://.../{kind}/{file}.json.gz")
+    parser.add_argument("--strict", action="store_true", help="stop at the first bad line instead of skipping and counting it")
+    asked = parser.parse_args(arguments)
+    try:
+        provide(asked.name, asked.reviews, asked.metadata, tuple(asked.mirror))
+        show(load(asked.name, **({"strict": True} if asked.strict else {})))
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,5 +1,5 @@
-"""Amazon Reviews, raw: one JSON object a line, plain or gzipped, reviews and metadata (2018: Ni et al. 2019; 2014: McAuley
-et al. 2015, whose metadata are Python literals).
+"""Amazon Reviews, raw: one JSON object a line, reviews and metadata, of 2014 (McAuley et al. 2015; metadata are Python
+literals), 2018 (Ni et al. 2019) and 2023 (Hou et al. 2024). Which of them a file is, its first record tells.
 
 The authors' filter, one pass: events stay whose user and item both have at least ``threshold`` interactions; what is left
 may have fewer. For Beauty and Toys ratings under 3 are not *counted* towards the threshold of 4 and yet their rows are
@@ -9,145 +9,148 @@ description are read independently of each other (in the authors' code an item w
 
 from __future__ import annotations
 
-import ast
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 
-from .base import DataError, DataReport, Dataset, is_junk_title, plain_text
-from .download import find
-from .frames import from_frames
+from .base import DataError, DataReport, Dataset, count_events, count_texts, is_junk_title, item_table, plain_text
+from .jsonlines import BadLine, Fields, JsonLines
 
-HOME = "The files are listed at https://nijianmo.github.io/amazon/ (2018) and mcauleylab.ucsd.edu/public_datasets."
-
-
-@dataclass(frozen=True)
-class Category:
-    """Which raw files a source needs, and the authors' filter for them."""
-
-    folder: str
-    reviews: str
-    domain: str
-    threshold: int = 5
-    count_from: float = 0.0
-
-    @property
-    def metadata(self) -> str:
-        return f"meta_{self.reviews.removesuffix('_5')}"
-
-
-CATEGORIES = {
-    "gift_cards": Category("amazon2018_giftcards_raw", "Gift_Cards_5", "item"),
-    "beauty_raw": Category("amazon2018_luxury_beauty_raw", "Luxury_Beauty", "item", threshold=4, count_from=3),
-    "toys": Category("amazon2018_toys_raw", "Toys_and_Games", "item", threshold=4, count_from=3),
-    "video_games": Category("amazon2018_video_games_raw", "Video_Games", "game"),
-    "movies_and_tv": Category("amazon2018_movies_and_tv_raw", "Movies_and_TV", "movie"),
+REVIEW_NAMES = {  # by a field that only this edition has: user, item, rating, time (seconds; 2023: milliseconds)
+    "reviewerID": ("reviewerID", "asin", "overall", "unixReviewTime"),
+    "user_id": ("user_id", "parent_asin", "rating", "timestamp"),
 }
+TEXT_NAMES = {
+    "asin": ("asin", "title", "description", "category"),
+    "parent_asin": ("parent_asin", "title", "description", "categories"),
+}
+# How polars shows a list, an object or half a character where a text should be.
+STRUCTURE = r'^(\[["\[{\d\]]|\{["}])|\x00'
+LONGEST_ID, HIGHEST_RATING, LATEST = 64, 5.0, 1e13
 
 
-class LineReader:
-    """The JSON objects of a file, one a line, with their line numbers; what is wrong is counted in the report.
-
-    ``strict``: the first bad line raises :class:`DataError` instead. A file that ends early always raises.
-    """
-
-    def __init__(self, path: Path, report: DataReport, strict: bool = False):
-        self.path, self.report, self.strict = path, report, strict
-        self.bad: list[int] = []
-
-    def __iter__(self) -> Iterator[tuple[int, dict]]:
-        number = 0
-        try:
-            with gzip.open(self.path) if _gzipped(self.path) else open(self.path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    record = _parse(line)
-                    if record is None:
-                        self.reject(number, "holds no JSON object")
-                    else:
-                        yield number, record
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(
-                f"{self.path.name} is damaged or ends early, after line {number} ({error}); fetch it again"
-            ) from error
-        shown = ", ".join(map(str, self.bad[:10])) + (" ..." if len(self.bad) > 10 else "")
-        self.report.add(f"bad lines in {self.path.name}", len(self.bad), f"skipped: lines {shown}" if self.bad else "")
-
-    def reject(self, number: int, what: str) -> None:
-        if self.strict:
-            raise DataError(f"{self.path.name}, line {number}: it {what}; mend or delete the line, or pass strict=False")
-        self.bad.append(number)
+def _names(first: dict, known: dict[str, tuple[str, ...]], path: Path, what: str) -> tuple[str, ...]:
+    # Reviews of 2023 have an "asin" beside the "parent_asin" that is the item.
+    found = next((names for mark, names in reversed(known.items()) if mark in first), None)
+    if first and found is None:
+        has = ", ".join(map(str, list(first)[:12]))
+        raise DataError(f"{path.name} holds no {what} in a format of Amazon 2014, 2018 or 2023: its first record has {has}")
+    return found or next(iter(known.values()))
 
 
-def _gzipped(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+def _scalar(record: dict, name: str, longest: int | None = None) -> str:
+    value = record.get(name)
+    if isinstance(value, (list, dict)):
+        raise BadLine(f"has a {type(value).__name__} for {name}")
+    if value is None or value == "":
+        raise BadLine(f"lacks {name}")
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if longest and len(text.encode("utf-8", "replace")) > longest:
+        raise BadLine(f"has a {name} of over {longest} bytes")
+    return _storable(text)
 
 
-def _parse(line: bytes) -> dict | None:
+def _storable(text: str) -> str:
+    """Without the halves of characters that JSON can escape and no file can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _number(record: dict, name: str, highest: float) -> float:
+    value = record.get(name)
     try:
-        record = json.loads(line)
-    except ValueError:
-        try:
-            record = ast.literal_eval(line.decode()) if line.startswith(b"{'") else None
-        except (ValueError, SyntaxError):
-            record = None
-    return record if isinstance(record, dict) else None
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= highest:
+        what = f"has {str(value)[:20]!r} for {name}, no number from 0 to {highest:g}"
+        raise BadLine(f"lacks {name}" if value is None else what)
+    return number
 
 
-def read_reviews(path: Path, report: DataReport, strict: bool = False) -> pd.DataFrame:
-    """All reviews in the file's order: columns user, item (strings), rating, timestamp (seconds)."""
-    rows = []
-    reader = LineReader(path, report, strict)
-    for number, record in reader:
+def _doubtful(name: str) -> pl.Expr:
+    """Ids that are missing, absurdly long, or lists and objects (which polars reads as their JSON text)."""
+    column = pl.col(name)
+    return column.is_null() | ~column.str.len_bytes().is_between(1, LONGEST_ID) | column.str.contains(STRUCTURE)
+
+
+def review_fields(names: tuple[str, ...]) -> Fields:
+    user, item, rating, time = names
+
+    def row(record: dict) -> tuple:
+        ids = _scalar(record, user, LONGEST_ID), _scalar(record, item, LONGEST_ID)
+        return *ids, _number(record, rating, HIGHEST_RATING), int(_number(record, time, LATEST))
+
+    outside = [~pl.col(name).is_between(0, high).fill_null(False) for name, high in ((rating, HIGHEST_RATING), (time, LATEST))]
+    odd = _doubtful(user) | _doubtful(item) | outside[0] | outside[1]
+    return Fields({user: pl.String, item: pl.String, rating: pl.Float64, time: pl.Int64}, odd, row)
+
+
+def text_fields(names: tuple[str, ...]) -> Fields:
+    item, title, description, category = names
+
+    def row(record: dict) -> tuple:
         try:
-            user, item = record["reviewerID"], record["asin"]
-            rows.append((str(user), str(item), float(record["overall"]), int(record["unixReviewTime"])))
-        except (KeyError, TypeError, ValueError):
-            reader.reject(number, "lacks one of reviewerID, asin, overall, unixReviewTime")
-    return pd.DataFrame(rows, columns=["user", "item", "rating", "timestamp"])
+            shown = _scalar(record, title)
+        except BadLine:
+            shown = None  # a record without a title may have a description
+        genres = record.get("category") or record.get("categories")
+        if isinstance(genres, list) and genres and isinstance(genres[0], list):  # 2014: a list of paths
+            genres = genres[0]
+        return _scalar(record, item, LONGEST_ID), shown, _texts(record.get(description)), _texts(genres)
+
+    schema = {item: pl.String, title: pl.String, description: pl.List(pl.String), category: pl.List(pl.String)}
+    odd = pl.col(category).is_null() | pl.col(title).str.contains(STRUCTURE).fill_null(False)
+    return Fields(schema, odd | _doubtful(item), row)
+
+
+def _texts(value: Any) -> list[str]:
+    parts = value if isinstance(value, list) else [value]
+    return [_storable(str(part)) for part in parts if part not in (None, "")]
+
+
+def read_reviews(path: Path, report: DataReport, strict: bool = False) -> tuple[pd.DataFrame, np.ndarray]:
+    """All reviews in the file's order, columns user, item, rating, timestamp, and the ids that its numbers stand for.
+
+    An event takes 20 bytes in memory, whatever the length of its ids.
+    """
+    lines = JsonLines(path, report, strict)
+    names = _names(lines.head(), REVIEW_NAMES, path, "reviews")
+    ids = pl.Categories.random()
+    kept = {names[0]: pl.Categorical(ids), names[1]: pl.Categorical(ids), names[2]: pl.Float32}
+    tables = [table.cast(kept) for table in lines.tables(review_fields(names))]
+    events = pl.concat(tables) if tables else pl.DataFrame(schema=kept | {names[3]: pl.Int64})
+    columns = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
+    frame = pd.DataFrame({name: events[:, place].to_physical().to_numpy() for name, place in columns.items()})
+    return frame, ids.to_series().to_numpy()
 
 
 def read_texts(
-    path: Path, wanted: set[str], report: DataReport, strict: bool = False, description: str = "first"
+    path: Path, wanted: list[str], report: DataReport, strict: bool = False, description: str = "first"
 ) -> pd.DataFrame:
     """Title, description and genres (the categories under the first) of the wanted items; of two records the last counts.
 
     ``description``: a record holds a list of paragraphs; "first" takes the first, as the authors' code, "all" joins them.
     """
+    lines = JsonLines(path, report, strict)
+    names = _names(lines.head(), TEXT_NAMES, path, "metadata")
+    these = pl.Series(wanted, dtype=pl.String).implode()
     texts: dict[str, tuple[str, str, str]] = {}
     twice, junk = 0, set()
-    for _, record in LineReader(path, report, strict):
-        item = str(record.get("asin", ""))
-        if item not in wanted:
-            continue
-        twice += item in texts
-        title = str(record.get("title") or "")
-        (junk.add if is_junk_title(title) else junk.discard)(item)
-        texts[item] = ("" if item in junk else plain_text(title), _description(record, description), _genres(record))
+    for table in lines.tables(text_fields(names)):
+        for item, title, paragraphs, categories in table.filter(pl.col(names[0]).is_in(these)).iter_rows():
+            twice += item in texts
+            (junk.add if is_junk_title(title or "") else junk.discard)(item)
+            shown = (paragraphs or []) if description == "all" else (paragraphs or [])[:1]
+            about = plain_text(" ".join(part or "" for part in shown))
+            genres = "|".join(plain_text(part or "") for part in (categories or [])[1:])
+            texts[item] = ("" if item in junk else plain_text(title or ""), about, genres)
     report.add("items with two metadata records", twice, "the last one counts")
     report.add("titles that are pieces of a page", len(junk), "treated as missing")
-    frame = pd.DataFrame.from_dict(texts, orient="index", columns=["title", "description", "genres"])
-    return frame.rename_axis("item").reset_index()
-
-
-def _description(record: dict, rule: str) -> str:
-    value = record.get("description") or ""
-    if isinstance(value, list):
-        value = " ".join(str(part) for part in (value if rule == "all" else value[:1]))
-    return plain_text(str(value))
-
-
-def _genres(record: dict) -> str:
-    value = record.get("category") or record.get("categories") or []
-    if value and isinstance(value[0], list):  # 2014: a list of paths
-        value = value[0]
-    return "|".join(plain_text(str(part)) for part in value[1:]) if isinstance(value, list) else ""
+    return pd.DataFrame.from_dict(texts, orient="index", columns=["title", "description", "genres"]).rename_axis("item")
 
 
 def filter_mask(events: pd.DataFrame, threshold: int, count_from: float = 0.0, iterative: bool = False) -> np.ndarray:
@@ -175,48 +178,24 @@ def from_amazon(
     order, as in the authors' code. Raises :class:`DataError` when nothing is left after the filter.
     """
     report = DataReport()
-    events = read_reviews(reviews, report, strict)
+    events, ids = read_reviews(reviews, report, strict)
     report.add("reviews read", len(events), "each is an interaction, repeats included")
     kept = filter_mask(events, threshold, count_from, iterative)
     low = f", counting ratings of {count_from:g} and more" if count_from else ""
     why = f"their user or item has fewer than {threshold} interactions{low}"
     report.add("reviews dropped by the filter", int((~kept).sum()), why)
-    events = events[kept].reset_index(drop=True)
+    events = events[kept]
     if events.empty:
         raise DataError(f"{name}: no review is left with threshold {threshold}; lower the threshold")
-    order = events["item"].drop_duplicates()
-    found = read_texts(metadata, set(order), report, strict, description).set_index("item")
-    report.add("items without metadata", int((~order.isin(found.index)).sum()), "kept; title and description are missing")
-    items = found.reindex(order).fillna("").rename_axis("item").reset_index()
-    dataset = from_frames(events, items, name, domain)
-    dataset.report.rows[:1] = report.rows
-    return dataset
-
-
-def category_files(category: str):
-    """The function that finds a category's two files, compressed or not."""
-    known = CATEGORIES[category]
-
-    def either(root: Path, stem: str) -> Path:
-        try:
-            return find(root, known.folder, f"{stem}.json.gz", HOME)
-        except DataError as error:
-            try:
-                return find(root, known.folder, f"{stem}.json")
-            except DataError:
-                raise error from None
-
-    return lambda root, **options: [either(root, known.reviews), either(root, known.metadata)]
-
-
-def category_builder(category: str):
-    """The function that builds a category's dataset with the authors' filter for it."""
-    known = CATEGORIES[category]
-
-    def build(
-        files: list[Path], threshold: int = known.threshold, count_from: float = known.count_from, iterative: bool = False,
-        description: str = "first", strict: bool = False,
-    ) -> Dataset:  # fmt: skip
-        return from_amazon(*files, category, known.domain, threshold, count_from, iterative, description, strict)
-
-    return build
+    users, (items, order) = pd.factorize(events["user"])[0] + 1, pd.factorize(events["item"])
+    numbered = pd.DataFrame({"user": users, "item": items + 1}).astype("int32")
+    in_time = np.lexsort((events["timestamp"].to_numpy(), users))  # stable
+    numbered = numbered.take(in_time).reset_index(drop=True)
+    keys = ids[order].tolist()
+    found = read_texts(metadata, keys, report, strict, description)
+    report.add("items without metadata", len(keys) - len(found), "kept; title and description are missing")
+    texts = found.reindex(keys).fillna("")
+    table, empty = item_table(keys, *(texts[column].tolist() for column in ("title", "description", "genres")))
+    count_texts(report, table, empty)
+    count_events(report, numbered)
+    return Dataset(name, domain, numbered, table, report)

@@ -1,15 +1,22 @@
-"""Files from elsewhere: found on this machine first, fetched otherwise, checked by hash always."""
+"""Files from elsewhere: found on this machine first, fetched otherwise, checked by hash wherever it is known."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import requests
+from tqdm import tqdm
+
+from ..config import quiet
 from ..store import project_root
 from .base import DataError
+
+PIECE = 1 << 16
 
 
 def data_root() -> Path:
@@ -48,19 +55,84 @@ def check(path: Path, expected: str) -> Path:
     return path
 
 
-def fetch(url: str, expected: str, folder: Path, timeout: float = 10.0) -> Path:
-    """Download with a progress bar, checked by hash and renamed into place when whole.
+class Resuming:
+    """A downloader for pooch that goes on where an earlier try stopped, with a progress bar.
+
+    What came so far lies in ``<name>.<server>.part`` beside the file, and the server's mark of its version in
+    ``....mark``: a file that changed in between, and a server that cannot send a part, start anew.
+    """
+
+    def __init__(self, timeout: float = 10.0):
+        self.timeout = timeout
+
+    def __call__(self, url: str, output_file: str, pooch: object) -> None:
+        stem = f"{url.rsplit('/', 1)[1]}.{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+        part, mark = (Path(output_file).parent / f"{stem}.{ending}" for ending in ("part", "mark"))
+        have = part.stat().st_size if part.exists() and mark.exists() else 0
+        # Encoding: the file's own bytes, else their number means nothing.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-", "If-Range": mark.read_text()} if have else {})
+        with requests.get(url, headers=headers, stream=True, timeout=self.timeout) as answer:
+            if have and answer.status_code == 416:  # the part is no part of this file
+                part.unlink()
+                return self(url, output_file, pooch)
+            answer.raise_for_status()
+            version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+            if version:
+                mark.write_text(version)
+            else:
+                mark.unlink(missing_ok=True)
+            self._write(answer, part, have if answer.status_code == 206 else 0)
+        shutil.move(part, output_file)
+        mark.unlink(missing_ok=True)
+
+    def _write(self, answer: requests.Response, part: Path, have: int) -> None:
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        bar = tqdm(desc=part.name.split(".")[0], total=total, initial=have, unit="B", unit_scale=True, disable=quiet())
+        with open(part, "ab" if have else "wb") as file, bar:
+            for piece in answer.iter_content(PIECE):
+                file.write(piece)
+                bar.update(len(piece))
+        size = part.stat().st_size
+        if total is not None and size != total:
+            raise requests.ConnectionError(f"the connection broke after {size:,} of {total:,} bytes")
+
+
+def fetch(url: str, expected: str | None, folder: Path, timeout: float = 10.0) -> Path:
+    """Download, resumed where an earlier try stopped, checked by hash and renamed into place when whole.
 
     ``timeout`` is in seconds without an answer. Raises OSError when the host does not answer, ValueError when what it
     sent has another hash (a login page, say).
     """
     import pooch
 
-    from ..config import quiet
-
-    downloader = pooch.HTTPDownloader(progressbar=not quiet(), timeout=timeout)
     pooch.get_logger().setLevel("WARNING")
-    return Path(pooch.retrieve(url, f"sha256:{expected}", path=folder, fname=url.rsplit("/", 1)[1], downloader=downloader))
+    known, name = f"sha256:{expected}" if expected else None, url.rsplit("/", 1)[1]
+    return Path(pooch.retrieve(url, known, path=folder, fname=name, downloader=Resuming(timeout)))
+
+
+def fetch_first(urls: list[str], hashes: dict[str, str], folder: Path) -> Path:
+    """The file from the first mirror that has it; ``hashes`` holds the known SHA-256 of some names.
+
+    Raises :class:`DataError` that says what every mirror answered.
+    """
+    failed = []
+    for url in urls:
+        try:
+            return fetch(url, hashes.get(url.rsplit("/", 1)[1]), folder)
+        except (OSError, ValueError) as error:
+            failed.append(f"{url}: {_reason(error)}")
+    raise DataError("no mirror sent the file:\n  " + "\n  ".join(failed))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.HTTPError):
+        return f"status {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.ConnectionError) and not str(error).startswith(("the connection", "http")):
+        return "cannot be reached"
+    return " ".join(str(error).split())
 
 
 def fetch_wheel(requirement: str, folder: Path) -> Path:
