@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,12 @@ REVIEWS = [
     {"reviewerID": f"U{u}", "asin": f"I{i}", "overall": 5.0, "unixReviewTime": 10 * u + i} for u in range(6) for i in range(5)
 ]
 META = [{"asin": f"I{i}", "title": f"Thing {i}", "description": ["It is."], "category": ["All", "Things"]} for i in range(5)]
+
+
+def need(folder: str) -> None:
+    """Skip, aloud, where the shared files are not on this machine."""
+    if not (Path(os.environ.get("ALLMREC_DATA", "no such folder")) / folder).exists():
+        pytest.skip(f"ALLMREC_DATA does not hold {folder}/")
 
 
 def lines(records: list) -> bytes:
@@ -387,6 +394,20 @@ def test_title_and_description_are_independent_and_clean(tmp_path: Path) -> None
         found["items without a title"],
         found["items without a description"],
     ) == (1, 3, 3)
+
+
+# -- from raw files to a recommendation --------------------------------------------------------------------------------
+
+
+def test_gift_cards_from_raw_files_to_hit_rates(home: Path) -> None:
+    need("amazon2018_giftcards_raw")
+    from allmrec_lib.experiment import Experiment
+
+    assert main(["gift_cards"]) == 0
+    run = Experiment("gift_cards", profile="smoke")
+    assert (run.data.n_users, run.data.n_items, run.data.digest) == (458, 147, "661d78f82b7f637f")
+    table = run.table(["Popularity", "SASRec", "A-LLMRec"])
+    assert table["hit@1"].between(0, 1).all() and len(run.scores("A-LLMRec")) == 100  # the profile's number of test users
 
 
 # -- size --------------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def _texts(value: Any) -> list[str]:
     return [_storable(str(part)) for part in parts if part not in (None, "")]
 
 
-def read_reviews(path: Path, report: DataReport, strict: bool = False) -> tuple[pd.DataFrame, np.ndarray]:
+def read_reviews(path: Path, report: DataReport, strict: bool = False) -> tuple[pd.DataFrame, pl.Series]:
     """All reviews in the file's order, columns user, item, rating, timestamp, and the ids that its numbers stand for.
 
     An event takes 20 bytes in memory, whatever the length of its ids.
@@ -125,7 +125,7 @@ def read_reviews(path: Path, report: DataReport, strict: bool = False) -> tuple[
     events = pl.concat(tables) if tables else pl.DataFrame(schema=kept | {names[3]: pl.Int64})
     columns = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
     frame = pd.DataFrame({name: events[:, place].to_physical().to_numpy() for name, place in columns.items()})
-    return frame, ids.to_series().to_numpy()
+    return frame, ids.to_series()
 
 
 def read_texts(
@@ -191,7 +191,7 @@ def from_amazon(
     numbered = pd.DataFrame({"user": users, "item": items + 1}).astype("int32")
     in_time = np.lexsort((events["timestamp"].to_numpy(), users))  # stable
     numbered = numbered.take(in_time).reset_index(drop=True)
-    keys = ids[order].tolist()
+    keys = ids.gather(order.to_numpy()).to_list()
     found = read_texts(metadata, keys, report, strict, description)
     report.add("items without metadata", len(keys) - len(found), "kept; title and description are missing")
     texts = found.reindex(keys).fillna("")

@@ -2,6 +2,8 @@
 
 A thread reads and decompresses blocks of whole lines while polars parses the block before on all cores. A block in which
 polars meets an error, or a value that is missing or odd, is read again line by line: that says which line is bad and why.
+For a million gzipped reviews polars took 2.4 s of CPU and duckdb 2.4 s (``tests/bench/raw_files.py --engines``); polars stays,
+since it parses blocks that are handed to it, so that line numbers, lines of any length and the progress are in our hands.
 """
 
 from __future__ import annotations
