@@ -93,10 +93,18 @@ def size_named(name: str, measured: dict[str, Any]) -> Size:
     return _nearest("dataset", name, known)
 
 
-def prompt_tokens(dataset: str, llm: str, measured: dict[str, Any]) -> dict[str, float]:
-    """Tokens of a prompt and of a title; those of ``beauty`` where this dataset's were not measured (``assumed``)."""
-    counted = measured["tokens"]["pocket" if llm == "pocket" else "gpt2"]
-    return {**counted[dataset if dataset in counted else "beauty"], "assumed": dataset not in counted}
+def counted(values: dict[str, Any], dataset: str) -> tuple[Any, str | None]:
+    """What was counted for a dataset; where nothing was, what was for another one, and that one's name."""
+    if dataset in values:
+        return values[dataset], None
+    stands_in = "beauty" if "beauty" in values else next(iter(values))
+    return values[stands_in], stands_in
+
+
+def prompt_tokens(dataset: str, llm: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """Tokens of a prompt, of figure 6's, of an answer and of the longest prompt; ``of``: the dataset that stands in, if any."""
+    values, stands_in = counted(measured["tokens"]["pocket" if llm == "pocket" else "gpt2"], dataset)
+    return {**values, "of": stands_in}
 
 
 def llm_phases(profile: Profile, llm: Shape, size: Size, device: Device, measured: dict[str, Any]) -> list[dict[str, Any]]:
@@ -148,7 +156,7 @@ def cf_phase(profile: Profile, size: Size, device: Device | None, measured: dict
 
 def stage1_phase(profile: Profile, size: Size, device: Device, measured: dict[str, Any]) -> dict[str, Any]:
     part = profile.stage1
-    tokens = min(measured["text_tokens"].get(profile.dataset, measured["text_tokens"]["beauty"]), part.max_text_tokens)
+    tokens = min(counted(measured["text_tokens"], profile.dataset)[0], part.max_text_tokens)
     flops = encoder_flops(part.encoder, part.train_layers, tokens)
     rows = size.interactions - 3 * size.users if part.all_items else size.users
     step = device.seconds(part.batch_size * flops, measured["calls"]["Stage 1"])
@@ -223,13 +231,13 @@ def report(profile: Profile, llm: str, gpu: str) -> str:
              for r in phases.itertuples()]  # fmt: skip
     lines.append(["all", "", number(spent["seconds"]), number(spent["validation_s"]), f"{most:.1f}"])
     fits = "fits" if most <= device.memory_gb else "does NOT fit"
-    assumed = prompt_tokens(profile.dataset, llm.rpartition("/")[2], constants())["assumed"]
+    stands_in = prompt_tokens(profile.dataset, llm.rpartition("/")[2], constants())["of"]
     parts = ", ".join(f"{name} {value:.2f}" for name, value in place.items())
     said = [f"{profile.name} profile, {profile.dataset}, {llm}, {device.name}: {hours(phases):.1f} hours at most, "
             f"{most:.1f} of {device.memory_gb:.0f} GB ({fits}), {sum(place.values()):.1f} GB of disk ({parts}).\n",
             table(["phase", "rows", "hours", "and of validation", "GPU memory, GB"], lines)]  # fmt: skip
-    note = "\nThis dataset's titles were not counted: those of `beauty` stand for them.\n"
-    return "\n".join(said) + (note if assumed else "")
+    note = f"\nThis dataset's titles were not counted: those of `{stands_in}` stand for them.\n"
+    return "\n".join(said) + (note if stands_in else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
