@@ -22,6 +22,7 @@ Hours and GB for a profile, a dataset, an LLM and a GPU, before anything is load
 
 ```bash
 python -m allmrec_lib.cost --profile paper --dataset beauty --gpu "A6000"
+python -m allmrec_lib.cost --profile laptop --dataset movielens --llm pocket --gpu cpu
 ```
 
 The work is counted from the models' shapes. Constants come from `make bench`: tokens a prompt, numbers kept for the backward
