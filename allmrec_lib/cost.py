@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from .work import LLMS, Shape, answer_flops, encoder_flops, encoder_shape, step_
 
 GPU_SHARE = 147 / 312  # of the peak: OPT-175B's training reached 147 TFLOP/s on A100s that have 312 (Zhang et al. 2022)
 CALL_S = 10e-6  # a PyTorch call that starts a kernel, on the host; an assumption
+TEST_BATCH = 32  # rows that are asked at once for the test users
 CONTEXT_GB = 0.6  # what CUDA and its libraries take before any tensor
 
 
@@ -35,19 +37,20 @@ class CostError(ValueError):
 
 @dataclass(frozen=True)
 class Device:
-    """``share``: how much of ``tflops`` is reached in matrix products; ``call_s``: what a call takes at least."""
+    """``shares``: how much of ``tflops`` an LLM's training ("train"), its answers ("answer") and a sentence encoder's training
+    ("encoder") reach; ``call_s``: what a call takes at least (0 on a CPU, whose shares have it in them)."""
 
     name: str
     memory_gb: float
     tflops: float
     gb_s: float
-    share: float
+    shares: dict[str, float]
     call_s: float
     bytes: int
 
-    def seconds(self, flops: float, calls: float = 0.0, read_gb: float = 0.0) -> float:
+    def seconds(self, kind: str, flops: float, calls: float = 0.0, read_gb: float = 0.0) -> float:
         """The longest of arithmetic, reading and calling: a GPU does them at once."""
-        return max(flops / (self.tflops * 1e12 * self.share), read_gb / self.gb_s, calls * self.call_s)
+        return max(flops / (self.tflops * 1e12 * self.shares[kind]), read_gb / self.gb_s, calls * self.call_s)
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,17 @@ def _nearest(what: str, name: str, known: dict[str, Any]) -> Any:
 
 
 def device_named(name: str) -> Device:
-    """A GPU of ``data/gpus.csv``."""
+    """A GPU of ``data/gpus.csv``, or "cpu": one like that on which the constants were measured."""
+    if name == "cpu":
+        measured, memory = constants(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        return Device(measured["device"], memory, measured["gflops"] / 1e3, measured["gb_s"], measured["shares"], 0.0, 4)
     rows = pd.read_csv(project_root() / "data" / "gpus.csv").itertuples()
-    known = {r.name: Device(r.name, r.memory_gb, r.bf16_tflops, r.gb_s, GPU_SHARE, CALL_S, 2) for r in rows}
+    known = {
+        r.name: Device(
+            r.name, r.memory_gb, r.bf16_tflops, r.gb_s, dict.fromkeys(("train", "answer", "encoder"), GPU_SHARE), CALL_S, 2
+        )
+        for r in rows
+    }
     return _nearest("GPU", name, known)
 
 
@@ -93,33 +104,45 @@ def size_named(name: str, measured: dict[str, Any]) -> Size:
     return _nearest("dataset", name, known)
 
 
-def prompt_tokens(dataset: str, llm: str, measured: dict[str, Any]) -> dict[str, float]:
-    """Tokens of a prompt and of a title; those of ``beauty`` where this dataset's were not measured (``assumed``)."""
-    counted = measured["tokens"]["pocket" if llm == "pocket" else "gpt2"]
-    return {**counted[dataset if dataset in counted else "beauty"], "assumed": dataset not in counted}
+def counted(values: dict[str, Any], dataset: str) -> tuple[Any, str | None]:
+    """What was counted for a dataset; where nothing was, what was for another one, and that one's name."""
+    if dataset in values:
+        return values[dataset], None
+    stands_in = "beauty" if "beauty" in values else next(iter(values))
+    return values[stands_in], stands_in
+
+
+def prompt_tokens(dataset: str, llm: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """Tokens of a prompt, of figure 6's, of an answer and of the longest prompt; ``of``: the dataset that stands in, if any."""
+    values, stands_in = counted(measured["tokens"]["pocket" if llm == "pocket" else "gpt2"], dataset)
+    return {**values, "of": stands_in}
 
 
 def llm_phases(profile: Profile, llm: Shape, size: Size, device: Device, measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """Stage 2, TALLRec, and the answers to all test rows."""
+    """Stage 2 and TALLRec, each trained and asked for all test rows."""
     count = prompt_tokens(profile.dataset, llm.name, measured)
     calls = {name: value * llm.layers / LLMS["pocket"].layers for name, value in measured["calls"].items()}
     weights = llm.parameters * device.bytes / 1e9
     found = []
     for label, part, prompt, kind in (("Stage 2", profile.stage2, count["prompt"], "Stage 2"),
                                       ("TALLRec", profile.tallrec, count["text_only"], "TALLRec training")):  # fmt: skip
+        step = device.seconds("train", part.batch_size * step_flops(llm, prompt, count["answer"]), calls[kind], 2 * weights)
+        answered = {batch: device.seconds("answer", batch * answer_flops(llm, prompt, count["answer"]),
+                                          calls["inference: score"], 2 * weights) / batch
+                    for batch in (part.batch_size, TEST_BATCH)}  # fmt: skip
         every = size.interactions - 3 * size.users if part.all_items else size.users
         rows, held = min(part.max_rows or every, every), min(part.eval_users or size.users, size.users)
-        step = device.seconds(part.batch_size * step_flops(llm, prompt, count["answer"]), calls[kind], 2 * weights)
-        kept = measured["kept_floats"] * llm.layers * llm.hidden * device.bytes * count["longest"] * part.batch_size / 1e9
-        answer = lambda batch, prompt=prompt: device.seconds(batch * answer_flops(llm, prompt, count["answer"]),  # noqa: E731
-                                                             calls["inference: score"], 2 * weights) / batch  # fmt: skip
-        checks = 1 + part.epochs // part.eval_every
-        found.append({"phase": label, "rows": rows * part.epochs, "seconds": part.epochs * rows / part.batch_size * step,
-                      "validation_s": checks * held * answer(part.batch_size), "gb": weights + kept + CONTEXT_GB})  # fmt: skip
-        cache = 2 * llm.layers * llm.width * device.bytes * (count["longest"] + 20 * count["answer"]) * 32 / 1e9
         tested = profile.data.max_test_users or size.users
-        found.append({"phase": f"{'A-LLMRec' if label == 'Stage 2' else label}: test", "rows": tested,
-                      "seconds": tested * answer(32), "validation_s": 0.0, "gb": weights + cache + CONTEXT_GB})  # fmt: skip
+        kept = measured["kept_floats"] * llm.layers * llm.hidden * count["longest"] * part.batch_size
+        cache = 2 * llm.layers * llm.width * (count["longest"] + 20 * count["answer"]) * TEST_BATCH
+        fixed = weights + (CONTEXT_GB if device.call_s else 0.0)
+        found += [
+            {"phase": label, "rows": rows * part.epochs, "seconds": part.epochs * rows / part.batch_size * step,
+             "validation_s": (1 + part.epochs // part.eval_every) * held * answered[part.batch_size],
+             "gb": fixed + kept * device.bytes / 1e9},
+            {"phase": f"{'A-LLMRec' if label == 'Stage 2' else label}: test", "rows": tested,
+             "seconds": tested * answered[TEST_BATCH], "validation_s": 0.0, "gb": fixed + cache * device.bytes / 1e9},
+        ]  # fmt: skip
     return found
 
 
@@ -129,12 +152,12 @@ def cf_step(positions: float, parameters: float, measured: dict[str, Any]) -> fl
     return fit["step_s"] + fit["position_s"] * positions + fit["parameter_s"] * parameters
 
 
-def cf_phase(profile: Profile, size: Size, device: Device | None, measured: dict[str, Any]) -> dict[str, Any]:
-    """SASRec to its last epoch (it stops earlier as a rule); ``device`` None: the measured CPU."""
+def cf_phase(profile: Profile, size: Size, device: Device, measured: dict[str, Any]) -> dict[str, Any]:
+    """SASRec to its last epoch (it stops earlier as a rule)."""
     part = profile.sasrec
     steps, checks = size.users / part.batch_size * part.epochs, part.epochs / part.eval_every
     window = min(max(size.interactions / size.users - 3, 1.0), part.max_len)
-    if device is None:
+    if device.call_s == 0:
         step = cf_step(part.batch_size * window, size.items * part.dim, measured)
         each = measured["evaluation_s"]
     else:
@@ -143,21 +166,21 @@ def cf_phase(profile: Profile, size: Size, device: Device | None, measured: dict
         )
     gb = 4e-9 * (4 * size.items * part.dim + 40 * part.batch_size * part.max_len * part.dim)
     return {"phase": "SASRec", "rows": int(size.users * part.epochs), "seconds": steps * step,
-            "validation_s": checks * size.users * each, "gb": gb + (CONTEXT_GB if device else 0.0)}  # fmt: skip
+            "validation_s": checks * size.users * each, "gb": gb + (CONTEXT_GB if device.call_s else 0.0)}  # fmt: skip
 
 
 def stage1_phase(profile: Profile, size: Size, device: Device, measured: dict[str, Any]) -> dict[str, Any]:
     part = profile.stage1
-    tokens = min(measured["text_tokens"].get(profile.dataset, measured["text_tokens"]["beauty"]), part.max_text_tokens)
+    tokens = min(counted(measured["text_tokens"], profile.dataset)[0], part.max_text_tokens)
     flops = encoder_flops(part.encoder, part.train_layers, tokens)
     rows = size.interactions - 3 * size.users if part.all_items else size.users
-    step = device.seconds(part.batch_size * flops, measured["calls"]["Stage 1"])
+    step = device.seconds("encoder", part.batch_size * flops, measured["calls"]["Stage 1"])
     layers, hidden = encoder_shape(part.encoder)
     kept = (
         1.5 * measured["kept_floats"] * layers * hidden * part.max_text_tokens * part.batch_size
     )  # weights learn: inputs stay
     gb = 4e-9 * (4 * 12 * layers * hidden**2 + kept)
-    held = min(2000, size.users) * flops / 3 / (device.tflops * 1e12 * device.share)
+    held = device.seconds("encoder", min(2000, size.users) * flops / 3)
     return {"phase": "Stage 1", "rows": rows * part.epochs, "seconds": part.epochs * rows / part.batch_size * step,
             "validation_s": part.epochs * held, "gb": gb + CONTEXT_GB}  # fmt: skip
 
@@ -223,13 +246,13 @@ def report(profile: Profile, llm: str, gpu: str) -> str:
              for r in phases.itertuples()]  # fmt: skip
     lines.append(["all", "", number(spent["seconds"]), number(spent["validation_s"]), f"{most:.1f}"])
     fits = "fits" if most <= device.memory_gb else "does NOT fit"
-    assumed = prompt_tokens(profile.dataset, llm.rpartition("/")[2], constants())["assumed"]
+    stands_in = prompt_tokens(profile.dataset, llm.rpartition("/")[2], constants())["of"]
     parts = ", ".join(f"{name} {value:.2f}" for name, value in place.items())
     said = [f"{profile.name} profile, {profile.dataset}, {llm}, {device.name}: {hours(phases):.1f} hours at most, "
             f"{most:.1f} of {device.memory_gb:.0f} GB ({fits}), {sum(place.values()):.1f} GB of disk ({parts}).\n",
             table(["phase", "rows", "hours", "and of validation", "GPU memory, GB"], lines)]  # fmt: skip
-    note = "\nThis dataset's titles were not counted: those of `beauty` stand for them.\n"
-    return "\n".join(said) + (note if assumed else "")
+    note = f"\nThis dataset's titles were not counted: those of `{stands_in}` stand for them.\n"
+    return "\n".join(said) + (note if stands_in else "")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ Hours and GB for a profile, a dataset, an LLM and a GPU, before anything is load
 
 ```bash
 python -m allmrec_lib.cost --profile paper --dataset beauty --gpu "A6000"
+python -m allmrec_lib.cost --profile laptop --dataset movielens --llm pocket --gpu cpu
 ```
 
 The work is counted from the models' shapes. Constants come from `make bench`: tokens a prompt, numbers kept for the backward
@@ -72,6 +73,7 @@ def page() -> str:
     gpus = pd.read_csv(project_root() / "data" / "gpus.csv")
     sold = [[r.name, f"{r.memory_gb:.0f}", number(r.bf16_tflops), number(r.gb_s), r.source] for r in gpus.itertuples()]
     share, counted = measured["shares"], ", ".join(f"`{name}`" for name in measured["tokens"]["gpt2"])
+    stands_in = cost.counted(measured["tokens"]["gpt2"], "")[1]
     here = cost.checks(measured, read_rows(results_file("bench")))
     return f"""{HEAD.format(share=cost.GPU_SHARE, call=cost.CALL_S * 1e6)}
 ## The `paper` profile with {LLM}
@@ -79,7 +81,7 @@ def page() -> str:
 Hours of A-LLMRec from SASRec to its answers to all test users, validation included; other models come on top.
 
 {grid(gpus)}
-Tokens a prompt were counted for {counted}; for other datasets those of `beauty` stand.
+Tokens a prompt were counted for {counted}; for other datasets those of `{stands_in}` stand.
 
 ## By phase
 

@@ -19,7 +19,7 @@ PAPER = load_profile("paper", "beauty")
 
 @pytest.fixture
 def device() -> cost.Device:
-    return cost.Device("a GPU", 48, 100.0, 1000.0, 0.5, 1e-5, 2)
+    return cost.Device("a GPU", 48, 100.0, 1000.0, {"train": 0.5, "answer": 0.25, "encoder": 0.5}, 1e-5, 2)
 
 
 @pytest.mark.parametrize("size", ["opt-125m", "opt-350m", "opt-6.7b"])
@@ -37,9 +37,10 @@ def test_flops_are_what_a_counter_counts(size, monkeypatch):
 
 
 def test_time_is_the_longest_of_arithmetic_reading_and_calling(device):
-    assert device.seconds(5e13) == pytest.approx(1.0)
-    assert device.seconds(5e13, calls=2e5) == pytest.approx(2.0)
-    assert device.seconds(5e13, calls=2e5, read_gb=3000.0) == pytest.approx(3.0)
+    assert device.seconds("train", 5e13) == pytest.approx(1.0)
+    assert device.seconds("answer", 5e13) == pytest.approx(2.0)
+    assert device.seconds("train", 5e13, calls=2e5) == pytest.approx(2.0)
+    assert device.seconds("train", 5e13, calls=2e5, read_gb=3000.0) == pytest.approx(3.0)
 
 
 def test_stage_2_by_hand(device, monkeypatch):
@@ -91,6 +92,12 @@ def test_what_is_not_known_is_named(option, value, said, capsys):
 def test_without_measured_constants_the_command_to_get_them_is_named(home):
     with pytest.raises(cost.CostError, match="make bench"):
         cost.constants()
+
+
+def test_a_cpu_like_the_measured_one_can_be_asked_for(capsys):
+    assert cost.main(["--profile", "laptop", "--dataset", "movielens", "--llm", "pocket", "--gpu", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert cost.constants()["device"] in shown and "(fits)" in shown
 
 
 def test_the_command_answers(capsys):
