@@ -50,16 +50,17 @@ def encoder(folder: Path) -> TextEncoder:
     shape = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=300)
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = "<s>"
-    BertModel(shape).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    SentenceTransformer(modules=[Transformer(str(folder / "bert")), Pooling(16)], device="cpu").save(str(folder / "sbert"))
+    if processes.is_main():
+        BertModel(shape).save_pretrained(folder / "bert")
+        tokenizer.save_pretrained(folder / "bert")
+        SentenceTransformer(modules=[Transformer(str(folder / "bert")), Pooling(16)], device="cpu").save(str(folder / "sbert"))
+    processes.wait()
     texts = ["-", *(f"Title: item {i}, Description: {'what it is ' * (i % 4)}" for i in range(1, ITEMS + 1))]
     return TextEncoder(str(folder / "sbert"), texts, 24, 1).double()
 
 
 def main(folder: Path) -> None:
     torch.set_default_dtype(torch.float64)
-    own = folder / f"made-by-{processes.number()}"
     out, sequences = {}, random_sequences(np.random.default_rng(0), users=23, items=ITEMS)
     held = candidate_sets(sequences, "validation", 19, 0)
     rows = aligned(sequences.rows("validation", 10), held)
@@ -75,17 +76,19 @@ def main(folder: Path) -> None:
 
     cf.requires_grad_(False)
     settings = Stage1Config(dim=12, batch_size=7, epochs=2, lr=1e-3, encoder_lr=1e-3)
-    stage1, history = train_alignment(cf, encoder(own), sequences, settings, 10)
+    stage1, history = train_alignment(cf, encoder(folder), sequences, settings, 10)
     joint = joint_embeddings(stage1, cf)
     told(out, "Stage 1", stage1, history, joint.q.double().numpy())
 
     torch.set_default_dtype(torch.float32)  # the LLM is in double precision by itself; its logits are fp32
-    tiny_model("opt").save_pretrained(own / "llm")
-    byte_tokenizer().save_pretrained(own / "llm")
+    if processes.is_main():
+        tiny_model("opt").save_pretrained(folder / "llm")
+        byte_tokenizer().save_pretrained(folder / "llm")
+    processes.wait()
     titles = [TITLES[i % 13] + str(i) for i in range(ITEMS + 1)]
     x, train = represent(cf, rows), sequences.rows("train", 10)
     x_train = represent(cf, train)
-    load = lambda template=None: load_backbone(str(own / "llm"), dtype=torch.float64, template=template)  # noqa: E731
+    load = lambda template=None: load_backbone(str(folder / "llm"), dtype=torch.float64, template=template)  # noqa: E731
     backbone, config = load(), Stage2Config(batch_size=5, epochs=1, projection="mlp", lr=1e-3, history=3)
     heads = projections(config, joint.e.double(), cf.item_embeddings(), x_train, backbone, 0)
     model = ALLMRec(backbone, PromptEncoder(backbone, titles, DOMAINS["movie"]), joint.e.double(), heads.double(), 3)
