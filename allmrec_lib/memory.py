@@ -88,7 +88,10 @@ def activation_bytes(model: nn.Module, rows: int, tokens: int, dtype: torch.dtyp
     """What a training step on ``rows`` prompts of ``tokens`` tokens keeps for the gradient of the soft tokens."""
     size, device = model.get_input_embeddings().embedding_dim, next(model.parameters()).device
     embeds = torch.empty(rows, tokens, size, dtype=dtype, device=device, requires_grad=True)
-    return kept_bytes(lambda: model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state, model)
+    # given, so that the model does not look into values, which are not there, to make them; attention is not to keep the mask
+    made = {"attention_mask": torch.zeros(rows, 1, tokens, tokens, dtype=dtype, device=device),
+            "position_ids": torch.arange(tokens, device=device).expand(rows, -1)}  # fmt: skip
+    return kept_bytes(lambda: model.base_model(inputs_embeds=embeds, use_cache=False, **made).last_hidden_state, model)
 
 
 def cache_bytes(config, rows: int, tokens: int, each: int) -> int:

@@ -83,20 +83,22 @@ def missing_in(folder: Path) -> str:
     return "" if any(folder.glob("tokenizer*")) or any(folder.glob("vocab*")) else "tokenizer.json"
 
 
-def weights(name: str, role: str = "LLM", needed: bool = True) -> Check:
-    """Whether a model's files are here, or are to be fetched when they are asked for. Not ``needed``: never a reason to stop."""
-    folder, fatal = snapshot(name), False if needed else None
+def weights(name: str, role: str = "LLM", must: bool = True) -> Check:
+    """Whether a model's files are here, or will be fetched. Not ``must``: a note, never a reason to stop."""
+    folder, failed = snapshot(name), False if must else None
     fetch = f"hf download {name}  (where there is a network; then copy the folder and give its path)"
     if folder is not None:
         absent = missing_in(folder)
-        if absent and any(folder.glob("*.bin")):
-            return Check(role, fatal, f"{name}: weights are there as .bin, and safetensors only are read", CONVERT.format(name=name))
-        return Check(role, fatal if absent else True, f"{name}: {absent} is not in {folder}" if absent else f"{name} is here",
-                     fetch if absent else "")  # fmt: skip
+        if not absent:
+            return Check(role, True, f"{name} is here")
+        if any(folder.glob("*.bin")):
+            found = f"{name}: weights are there as .bin, and safetensors only are read"
+            return Check(role, failed, found, CONVERT.format(name=name))
+        return Check(role, failed, f"{name}: {absent} is not in {folder}", fetch)
     if not _on_hub(name):
-        return Check(role, fatal, f"{name!r} is no folder, and a hub name (owner/name) it cannot be", "give the folder's path")
+        return Check(role, failed, f"{name!r} is no folder, and a hub name (owner/name) it cannot be", "give the folder's path")
     if offline():
-        return Check(role, fatal, f"{name} is not in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)", fetch)
+        return Check(role, failed, f"{name} is not in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)", fetch)
     return Check(role, None, f"{name} is not on this machine; it will be fetched from the hub", fetch)
 
 
@@ -184,7 +186,7 @@ def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pock
     yield Check("sentence encoder", True, f"{settings.stage1.encoder} is here") if Path(encoder).is_dir() else weights(
         encoder, "sentence encoder")  # fmt: skip
     if settings.recformer.checkpoint:
-        yield weights(settings.recformer.checkpoint, "RECFORMER's encoder, for chapter 7 alone", needed=False)
+        yield weights(settings.recformer.checkpoint, "RECFORMER's encoder, for chapter 7 alone", must=False)
     found = weights(llm)
     yield found
     config = configuration(llm) if found.ok is not False else None

@@ -139,6 +139,8 @@ def step_of(task) -> Callable[[Tensor], Tensor]:
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # parameters that a step does not use (a text model's pooler, a layer that joins later) get no gradient, as with one process
-    plain = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    plain = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=together().device.type == "cpu", mixed_precision="no", kwargs_handlers=[plain])
-    return accelerator.prepare_model(_Step(task))
+    step = accelerator.prepare_model(_Step(task))
+    step.broadcast_buffers = False  # every process computes its buffers itself
+    return step

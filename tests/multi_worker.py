@@ -1,6 +1,6 @@
 """Trains tiny models in double precision; run by one process and by two (``test_multi``), which must give the same.
 
-    python tests/multi_worker.py OUT          accelerate launch --cpu --num_processes 2 tests/multi_worker.py OUT
+    python tests/multi_worker.py OUT          torchrun --nproc_per_node 2 tests/multi_worker.py OUT
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ def encoder(folder: Path) -> TextEncoder:
     shape = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=300)
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = "<s>"
-    BertModel(shape).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    SentenceTransformer(modules=[Transformer(str(folder / "bert")), Pooling(16)], device="cpu").save(str(folder / "sbert"))
+    if processes.is_main():
+        BertModel(shape).save_pretrained(folder / "bert")
+        tokenizer.save_pretrained(folder / "bert")
+        SentenceTransformer(modules=[Transformer(str(folder / "bert")), Pooling(16)], device="cpu").save(str(folder / "sbert"))
+    processes.wait()
     texts = ["-", *(f"Title: item {i}, Description: {'what it is ' * (i % 4)}" for i in range(1, ITEMS + 1))]
     return TextEncoder(str(folder / "sbert"), texts, 24, 1).double()
 
@@ -79,8 +81,10 @@ def main(folder: Path) -> None:
     told(out, "Stage 1", stage1, history, joint.q.double().numpy())
 
     torch.set_default_dtype(torch.float32)  # the LLM is in double precision by itself; its logits are fp32
-    tiny_model("opt").save_pretrained(folder / "llm")
-    byte_tokenizer().save_pretrained(folder / "llm")
+    if processes.is_main():
+        tiny_model("opt").save_pretrained(folder / "llm")
+        byte_tokenizer().save_pretrained(folder / "llm")
+    processes.wait()
     titles = [TITLES[i % 13] + str(i) for i in range(ITEMS + 1)]
     x, train = represent(cf, rows), sequences.rows("train", 10)
     x_train = represent(cf, train)

@@ -25,12 +25,11 @@ TRAINED = ["SASRec", "ce", "NCF", "Stage 1", "Stage 2", "TALLRec"]
 
 
 def launched(processes: int, *program: str, **environment: str) -> subprocess.Popen:
-    """One process, or several by ``accelerate launch`` over gloo."""
+    """One process, or several over gloo, by what ``accelerate launch --multi_gpu`` starts them with too."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-              "--num_processes", str(processes), "--main_process_port", str(port)]  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
     settings = {"OMP_NUM_THREADS": "1", "ALLMREC_QUIET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen([sys.executable, *(launch if processes > 1 else []), *program], env=os.environ | settings | environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
