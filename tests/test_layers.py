@@ -10,7 +10,7 @@ import allmrec_lib
 ORDER = [
     "store", "llm.prompts", "config", "metrics", "datasets", "sequences", "training", "text", "recommenders", "scenarios", "prepared", "alignment",
     "llm.backbone", "llm.soft_tokens", "llm.decoding", "llm.pocket_model", "llm.pocket_corpus", "llm.pocket_skills",
-    "llm.pocket", "projections", "ranker", "allmrec", "tallrec", "results", "ledger", "experiment", "report", "tune", "runner",
+    "llm.pocket", "projections", "ranker", "allmrec", "tallrec", "genres", "inside", "results", "ledger", "experiment", "report", "tune", "runner",
 ]  # fmt: skip
 FOLDER = Path(allmrec_lib.__file__).parent
 NOTEBOOKS = {"papermill", "nbformat", "IPython", "jupyter_book", "myst_nb"}

@@ -1,8 +1,9 @@
 """A generated world with known truth, written in the raw Amazon format and read back as such.
 
-Every item has a *group*, which only interactions show (users stay with two of them, texts do not tell), and a *maker*,
-which stands in the title and of which every user prefers one (texts tell, also where interactions are few). Popularity
-follows Zipf's law with exponent 0.7. A few items share their title, as in every real catalogue.
+Every item has a *group*, which only interactions show (users stay with two of them, texts do not tell; the item table has
+it as the genre, which no model reads), and a *maker*, which stands in the title and of which every user prefers one (texts
+tell, also where interactions are few). Popularity follows Zipf's law with exponent 0.7. A few items share their title, as in
+every real catalogue.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def write_world(folder: Path, world: World) -> tuple[Path, Path]:
     meta = []
     for i, title in enumerate(world.title):
         maker, name = title.split(" ", 1)
-        meta.append({"asin": f"I{i:04d}", "title": title, "description": [f"A {name.lower()} by {maker}."]})
+        meta.append({"asin": f"I{i:04d}", "title": title, "description": [f"A {name.lower()} by {maker}."],
+                     "category": ["Simulated", f"Group {world.group[i] + 1}"]})  # fmt: skip
     reviews = [
         {"reviewerID": f"U{u:04d}", "asin": f"I{item:04d}", "overall": 5.0, "unixReviewTime": 10_000 * u + place}
         for u, history in enumerate(world.history)
