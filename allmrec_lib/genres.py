@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .config import quiet
 from .datasets.base import DataError, Dataset
 from .llm import decoding
-from .llm.prompts import Domain, Template
+from .llm.prompts import Template
 from .llm.soft_tokens import USER, PromptBatch, PromptEncoder, embed, slot_items
 from .ranker import LLMRecommender
 from .sequences import Rows

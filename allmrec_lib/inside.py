@@ -161,5 +161,6 @@ def interventions(model: ALLMRec, rows: Rows, candidates: Candidates, x: Tensor,
         "history's tokens shuffled": shuffled_history,
         "history's tokens: random items'": lambda *given: foreign_history(*given, items),
     }
-    scores = {"as it is": model.predict(rows, candidates, x), "user token: another user's": model.predict(rows, candidates, x[other])}
+    scores = {"as it is": model.predict(rows, candidates, x)}
+    scores["user token: another user's"] = model.predict(rows, candidates, x[other])
     return scores | {name: edited(model, edit, seed).predict(rows, candidates, x) for name, edit in edits.items()}

@@ -6,8 +6,20 @@ import numpy as np
 import torch
 
 from allmrec_lib.allmrec import ALLMRec
-from allmrec_lib.inside import (PARTS, another_item, attention, edited, foreign_history, interventions, nearest_words, parts,
-                                principal, separation, shuffled_history, swapped)  # fmt: skip
+from allmrec_lib.inside import (
+    PARTS,
+    another_item,
+    attention,
+    edited,
+    foreign_history,
+    interventions,
+    nearest_words,
+    parts,
+    principal,
+    separation,
+    shuffled_history,
+    swapped,
+)
 from allmrec_lib.sequences import Candidates, Rows
 
 HISTORIES = torch.tensor([[0, 1, 2], [3, 4, 5]])

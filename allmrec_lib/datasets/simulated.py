@@ -21,6 +21,7 @@ from .base import Dataset
 MAKERS = ["Alder", "Birch", "Cedar", "Dogwood", "Elm", "Fir", "Hazel", "Ivy"]
 THINGS = ["Lamp", "Chair", "Kettle", "Mirror", "Basket", "Clock", "Blanket", "Bottle", "Candle", "Notebook"]
 COLOURS = ["Red", "Blue", "Green", "White", "Black", "Amber", "Grey", "Violet"]
+ROOMS = ["Kitchen", "Garden", "Attic", "Study", "Porch", "Cellar"]  # what a group is called as a genre
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,17 @@ def make_world(users: int = 300, items: int = 120, groups: int = 6, seed: int = 
     return World(group, maker, [f"{MAKERS[m]} {n}" for m, n in zip(maker, names, strict=True)], appeal, two, likes, history)
 
 
+def _room(group: int) -> str:
+    return ROOMS[group] if group < len(ROOMS) else f"Room {group + 1}"
+
+
 def write_world(folder: Path, world: World) -> tuple[Path, Path]:
     """Write the world's ``reviews.json`` and ``meta.json``; returns the two paths."""
     meta = []
     for i, title in enumerate(world.title):
         maker, name = title.split(" ", 1)
         meta.append({"asin": f"I{i:04d}", "title": title, "description": [f"A {name.lower()} by {maker}."],
-                     "category": ["Simulated", f"Group {world.group[i] + 1}"]})  # fmt: skip
+                     "category": ["Simulated", _room(int(world.group[i]))]})  # fmt: skip
     reviews = [
         {"reviewerID": f"U{u:04d}", "asin": f"I{item:04d}", "overall": 5.0, "unixReviewTime": 10_000 * u + place}
         for u, history in enumerate(world.history)
