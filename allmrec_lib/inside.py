@@ -157,7 +157,7 @@ def interventions(model: ALLMRec, rows: Rows, candidates: Candidates, x: Tensor,
     other = torch.from_numpy((np.arange(number) + np.random.default_rng(seed).integers(1, number, number)) % number)
     edits: dict[str, Edit] = {
         "positive's token: another item's": lambda *given: another_item(*given, items),
-        "positive's and a negative's token swapped": swapped,
+        "positive's token: swapped with a negative's": swapped,
         "history's tokens shuffled": shuffled_history,
         "history's tokens: random items'": lambda *given: foreign_history(*given, items),
     }

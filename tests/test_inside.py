@@ -78,7 +78,7 @@ def test_interventions_leave_the_model_as_it_was(backbone, prompts):
     scores = interventions(model, rows, candidates, x)
     assert len(scores) == 6 and all(s.shape == (2, 3) for s in scores.values())
     assert np.array_equal(scores["as it is"], model.predict(rows, candidates, x))
-    assert not np.allclose(scores["as it is"], scores["positive's and a negative's token swapped"], atol=1e-4)
+    assert not np.allclose(scores["as it is"], scores["positive's token: swapped with a negative's"], atol=1e-4)
     assert np.array_equal(edited(model, lambda ids, *_: ids).predict(rows, candidates, x), scores["as it is"])
 
 
