@@ -93,7 +93,9 @@ def asked(backbone, **options) -> tuple[GenreQuestion, ALLMRec]:
     return GenreQuestion(model, GenreTable.of(source), **options), model
 
 
-@pytest.mark.parametrize("options", [{}, {"look_up": True}, {"look_up": True, "masked": True}, {"look_up": True, "random": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"look_up": True}, {"look_up": True, "masked": True}, {"look_up": True, "random": True}]
+)
 def test_answers_do_not_depend_on_the_batch(backbone, options):
     question, _ = asked(backbone, **options)
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).double()
