@@ -1,8 +1,9 @@
 """A generated world with known truth, written in the raw Amazon format and read back as such.
 
-Every item has a *group*, which only interactions show (users stay with two of them, texts do not tell), and a *maker*,
-which stands in the title and of which every user prefers one (texts tell, also where interactions are few). Popularity
-follows Zipf's law with exponent 0.7. A few items share their title, as in every real catalogue.
+Every item has a *group*, which only interactions show (users stay with two of them, texts do not tell; the item table has
+it as the genre, which no model reads), and a *maker*, which stands in the title and of which every user prefers one (texts
+tell, also where interactions are few). Popularity follows Zipf's law with exponent 0.7. A few items share their title, as in
+every real catalogue.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .base import Dataset
 MAKERS = ["Alder", "Birch", "Cedar", "Dogwood", "Elm", "Fir", "Hazel", "Ivy"]
 THINGS = ["Lamp", "Chair", "Kettle", "Mirror", "Basket", "Clock", "Blanket", "Bottle", "Candle", "Notebook"]
 COLOURS = ["Red", "Blue", "Green", "White", "Black", "Amber", "Grey", "Violet"]
+ROOMS = ["Kitchen", "Garden", "Attic", "Study", "Porch", "Cellar"]  # what a group is called as a genre
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,17 @@ def make_world(users: int = 300, items: int = 120, groups: int = 6, seed: int = 
     return World(group, maker, [f"{MAKERS[m]} {n}" for m, n in zip(maker, names, strict=True)], appeal, two, likes, history)
 
 
+def _room(group: int) -> str:
+    return ROOMS[group] if group < len(ROOMS) else f"Room {group + 1}"
+
+
 def write_world(folder: Path, world: World) -> tuple[Path, Path]:
     """Write the world's ``reviews.json`` and ``meta.json``; returns the two paths."""
     meta = []
     for i, title in enumerate(world.title):
         maker, name = title.split(" ", 1)
-        meta.append({"asin": f"I{i:04d}", "title": title, "description": [f"A {name.lower()} by {maker}."]})
+        meta.append({"asin": f"I{i:04d}", "title": title, "description": [f"A {name.lower()} by {maker}."],
+                     "category": ["Simulated", _room(int(world.group[i]))]})  # fmt: skip
     reviews = [
         {"reviewerID": f"U{u:04d}", "asin": f"I{item:04d}", "overall": 5.0, "unixReviewTime": 10_000 * u + place}
         for u, history in enumerate(world.history)
