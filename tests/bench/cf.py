@@ -78,18 +78,16 @@ def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
-def training_sides(world: World, config: SequentialConfig, steps: int) -> dict:
-    """``steps`` batches of the library's epoch against as many of the sampler's."""
+def training_sides(world: World, config: SequentialConfig, steps: int) -> tuple[dict, int]:
+    """A whole epoch of the library, whose batches differ in length, and ``steps`` batches of the sampler, which are all alike;
+    and how many rows the epoch has."""
     task = SequentialTask(SASRec(world.sequences.n_items, config), world.sequences, world.validation, "cpu")
     other, sampler = SASRec(world.sequences.n_items, config), PerUserSampler(world.sequences, config.max_len)
     optimizers = steps_of(task.module), steps_of(other)
 
     def ours() -> None:
         task.module.train()
-        batches: list[torch.Tensor] = []
-        while len(batches) < steps:
-            batches += task.batches(torch.randperm(task.n_rows))
-        for rows in batches[:steps]:
+        for rows in task.batches(torch.randperm(task.n_rows)):
             update(optimizers[0], task.loss(rows))
 
     def theirs() -> None:
@@ -97,7 +95,7 @@ def training_sides(world: World, config: SequentialConfig, steps: int) -> dict:
         for _ in range(steps):
             update(optimizers[1], full_length_loss(other, *sampler.batch(config.batch_size)))
 
-    return {"ours": ours, "theirs": theirs}
+    return {"ours": ours, "theirs": theirs}, task.n_rows
 
 
 def rank_by_loop(model: SASRec, rows: Rows, sequences: Sequences, negatives: int = 19, seed: int = 0,
@@ -124,8 +122,10 @@ def sasrec(worlds: list[World], steps: int = 10, rounds: int = 4) -> list[dict]:
     """The first dataset is the row's, others stand in ``also``."""
     config, found = SequentialConfig(), []
     for world in worlds:
-        taken = by_turns(training_sides(world, config, steps), rounds)
-        found.append({"dataset": world.name, **compared(taken["ours"], taken["theirs"], steps * config.batch_size)})
+        sides, rows = training_sides(world, config, steps)
+        taken = by_turns(sides, rounds)
+        slow = [t * rows / (steps * config.batch_size) for t in taken["theirs"]]
+        found.append({"dataset": world.name, **compared(taken["ours"], slow, rows)})
     return [row("SASRec training", found[0], "users/s", COMMAND, also=found[1:])]
 
 
