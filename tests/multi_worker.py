@@ -92,14 +92,14 @@ def main(folder: Path) -> None:
     backbone, config = load(), Stage2Config(batch_size=5, epochs=1, projection="mlp", lr=1e-3, history=3)
     heads = projections(config, joint.e.double(), cf.item_embeddings(), x_train, backbone, 0)
     model = ALLMRec(backbone, PromptEncoder(backbone, titles, DOMAINS["movie"]), joint.e.double(), heads.double(), 3)
-    history = train_answers(model, sequences, (train, x_train), (rows, held, x), config)
+    history = train_answers(model, sequences, (train, x_train), (rows, held, x), config, folder=folder / "Stage 2")
     told(out, "Stage 2", model.module, history, model.predict(rows, held, x, batch=4))
 
     torch.manual_seed(0)
     backbone, config = load("text-only"), TALLRecConfig(batch_size=5, epochs=1, lr=1e-3, history=3, max_rows=12)
     tallrec = TALLRec(backbone, PromptEncoder(backbone, titles, DOMAINS["movie"]), config)
     tallrec.module.double()
-    history = train_answers(tallrec, sequences, (train, x_train), (rows, held, x), config)
+    history = train_answers(tallrec, sequences, (train, x_train), (rows, held, x), config, folder=folder / "TALLRec")
     out["TALLRec"] = {"weights": {n: p.detach().clone() for n, p in trainable_state(tallrec.module).items()},
                       "history": torch.tensor([[r["loss"] or 0.0, r["metric"]] for r in history.rows])}  # fmt: skip
 

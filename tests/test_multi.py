@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -49,7 +50,11 @@ def results(tmp_path_factory) -> list[dict]:
     for process in running:
         finished(process)
     assert not (folders[1] / "SASRec" / "checkpoint.partial").exists() and (folders[1] / "SASRec" / "checkpoint.pt").exists()
-    return [torch.load(folders[n > 0] / f"out-{max(n - 1, 0)}.pt") for n in range(3)]
+    found = [torch.load(folders[n > 0] / f"out-{max(n - 1, 0)}.pt") for n in range(3)]
+    for n, name in itertools.product(range(3), ("SASRec", "ce", "Stage 2", "TALLRec")):
+        last = torch.load(folders[n > 0] / name / "checkpoint.pt")["module"]  # the best may be the untrained start
+        found[n][name]["weights"] |= {f"{key} at the end": weight for key, weight in last.items()}
+    return found
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -57,7 +62,7 @@ def test_two_processes_train_as_one(results, name):
     """Weights, losses and metrics, with dropout on, batches whose shares differ in size and a last batch of few rows."""
     one, *two = (found[name] for found in results)
     for other in two:
-        torch.testing.assert_close(other["history"], one["history"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(other["history"], one["history"], rtol=1e-6, atol=1e-6)  # losses are fp32
         assert other["weights"].keys() == one["weights"].keys()
         for key, weight in one["weights"].items():
             torch.testing.assert_close(other["weights"][key], weight, rtol=0, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
