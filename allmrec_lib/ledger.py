@@ -16,6 +16,7 @@ from . import paper, results
 from .store import project_root
 
 DATASETS = {"movielens": "MovieLens-100K", "beauty": "Luxury Beauty"}
+IMPOSSIBLE = {("beauty", "claims_15"): "its items have no genres"}
 HEAD = """# The paper's claims, one by one
 
 Every claim that a table or a figure of the paper makes, and what the same comparison gives here: the difference of Hit@1 on
@@ -28,8 +29,8 @@ This page is written by `python -m allmrec_lib.ledger` from what the chapters re
 
 
 def entries(profile: str = "laptop") -> pd.DataFrame:
-    """One row a claim and dataset: section, statement, dataset, verdict ("not run" where no chapter recorded it), value, low,
-    high, p, n_users."""
+    """One row a claim and dataset: section, statement, dataset, verdict ("not run" where no chapter recorded it, "cannot run
+    here" and why where none can), value, low, high, p, n_users."""
     claims = pd.read_csv(project_root() / "data" / "paper" / "claims.csv")
     found = []
     for dataset in DATASETS:
@@ -39,14 +40,15 @@ def entries(profile: str = "laptop") -> pd.DataFrame:
             row = frame[frame["model"] == claim.claim]
             about = {"section": claim.section, "statement": claim.statement, "dataset": dataset}
             result = row.iloc[0][["verdict", "value", "low", "high", "p", "n_users"]].to_dict() if len(row) else {}
-            found.append(about | ({"verdict": "not run"} | result))
+            impossible = IMPOSSIBLE.get((dataset, claim.record))
+            found.append(about | ({"verdict": "not run" if impossible is None else "cannot run here", "why": impossible} | result))
     return pd.DataFrame(found)
 
 
 def page(frame: pd.DataFrame) -> str:
     """The ledger as Markdown: a count by verdict, then a table with a line a claim."""
     counts = frame.groupby(["dataset", "verdict"]).size().unstack(fill_value=0)
-    kinds = [kind for kind in ("holds", "fails", "undecided", "not run") if kind in counts]
+    kinds = [kind for kind in ("holds", "fails", "undecided", "cannot run here", "not run") if kind in counts]
     lines = [HEAD, "| dataset | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     lines += [f"| {DATASETS[d]} | " + " | ".join(str(counts.loc[d, kind]) for kind in kinds) + " |" for d in counts.index]
     lines += ["", "| section | claim | " + " | ".join(DATASETS.values()) + " |", "|---" * (len(DATASETS) + 2) + "|"]
@@ -57,8 +59,8 @@ def page(frame: pd.DataFrame) -> str:
 
 
 def _cell(row: pd.Series) -> str:
-    if row["verdict"] == "not run":
-        return "not run"
+    if row["verdict"] in ("not run", "cannot run here"):
+        return row["verdict"] if row["why"] is None else f"{row['verdict']}: {row['why']}"
     number = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], p = {row['p']:.4f}, {row['n_users']:.0f} users"
     return f"**{row['verdict']}**: {number}"
 
