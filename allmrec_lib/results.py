@@ -87,8 +87,8 @@ def record(table: str, rows: list[dict[str, Any]], run: dict[str, Any], wall_s: 
     run = {**run, "versions": versions()}
     if path.exists():
         old = json.loads(path.read_text())
-        stamps = ("started", "wall_s")
-        if old["rows"] == rows and {k: v for k, v in old["run"].items() if k not in stamps} == json.loads(json.dumps(run)):
+        kept = {k: v for k, v in old["run"].items() if k not in ("started", "wall_s")}
+        if [old["rows"], kept] == json.loads(json.dumps([rows, run])):
             return path
     run |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "wall_s": wall_s}
     path.parent.mkdir(parents=True, exist_ok=True)

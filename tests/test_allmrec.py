@@ -226,7 +226,7 @@ def test_predictions_do_not_depend_on_the_batch(backbone, prompts, joint, world)
 
 @pytest.fixture
 def run(home):
-    return Experiment("simulated", "smoke", overrides={"sasrec.epochs": 40, "stage2.max_rows": None, "stage2.epochs": 2})
+    return Experiment("simulated", "smoke", overrides={"sasrec.epochs": 40, "stage2.max_rows": 96})
 
 
 def test_from_raw_files_to_a_table(run, home):
@@ -239,7 +239,7 @@ def test_from_raw_files_to_a_table(run, home):
     assert ((table["low"] <= table["hit@1"]) & (table["hit@1"] <= table["high"])).all()
     kinds = {path.name.split("-")[0] for path in (home / "data" / "artifacts").iterdir()}
     assert kinds == {"candidates", "sasrec", "stage1", "stage2", "scores"}
-    again = Experiment("simulated", "smoke", overrides={"sasrec.epochs": 40, "stage2.max_rows": None, "stage2.epochs": 2})
+    again = Experiment("simulated", "smoke", overrides={"sasrec.epochs": 40, "stage2.max_rows": 96})
     before = {p: p.stat().st_mtime_ns for p in (home / "data" / "artifacts").rglob("*.npy")}
     assert np.array_equal(again.scores("A-LLMRec"), run.scores("A-LLMRec"))
     assert before == {p: p.stat().st_mtime_ns for p in (home / "data" / "artifacts").rglob("*.npy")}
@@ -253,7 +253,7 @@ def test_the_same_run_twice_gives_the_same_numbers(tmp_path, monkeypatch, home):
     for name in ("a", "b"):
         from allmrec_lib.store import Store
 
-        run = Experiment("simulated", "smoke", store=Store(tmp_path / name), overrides={"stage2.max_rows": 48})
+        run = Experiment("simulated", "smoke", store=Store(tmp_path / name), overrides={"stage2.max_rows": 16})
         found.append((run.scores("SASRec"), run.joint.q, run.scores("A-LLMRec")))
     (sasrec, q, llm), (sasrec_again, q_again, llm_again) = found
     assert np.array_equal(sasrec, sasrec_again) and torch.equal(q, q_again)

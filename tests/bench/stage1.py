@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from sentence_transformers import SentenceTransformer
 
-from allmrec_lib.alignment import Alignment, AlignmentTask
+from allmrec_lib.alignment import Alignment, AlignmentTask, losses
 from allmrec_lib.config import Stage1Config
 from allmrec_lib.text import TextEncoder, encoder_path, item_texts
 
@@ -42,7 +42,8 @@ class EveryRowTask(AlignmentTask):
 
     def loss(self, rows: torch.Tensor) -> torch.Tensor:
         batch = self.rows.take(rows)
-        return self._terms(batch, self.x[rows], self.module.text(batch.targets))["total"]
+        negatives, texts = self._negatives(batch), self.module.text(batch.targets)
+        return losses(self.module, self.config, self.x[rows], self.embeddings[batch.targets], self.embeddings[negatives], texts)["total"]
 
 
 def encoder_of(world: World, config: Stage1Config) -> TextEncoder:
