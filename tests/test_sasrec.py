@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import random_sequences
 
 from allmrec_lib import metrics
 from allmrec_lib.config import SequentialConfig
-from allmrec_lib.recommenders.base import aligned, score_rows
+from allmrec_lib.recommenders.base import aligned, represent, score_rows
 from allmrec_lib.recommenders.floors import CoOccurrence, Popularity, RepeatFirst
 from allmrec_lib.recommenders.models import train_recommender
 from allmrec_lib.recommenders.sasrec import SASRec
@@ -35,9 +36,25 @@ def test_a_state_knows_nothing_of_later_items(model):
 def test_padding_changes_nothing(model):
     short = torch.randint(1, 51, (4, 3))
     long = torch.cat([torch.zeros(4, 5, dtype=torch.long), short], dim=1)
-    assert torch.allclose(model.user_representation(short), model.user_representation(long), atol=1e-6)
+    assert torch.allclose(model.hidden(short)[:, -1], model.hidden(long)[:, -1], atol=1e-6)
+    assert torch.allclose(model.hidden(short)[:, -1], model.user_representation(long), atol=1e-6)
     assert torch.isfinite(model.hidden(torch.zeros(2, 8, dtype=torch.long))).all()
     assert not model.item_embeddings()[0].any()
+
+
+def test_evaluation_does_not_depend_on_order_or_batch(model):
+    """Rows are read in order of length and without columns of padding; each keeps its place and its scores."""
+    sequences = random_sequences(np.random.default_rng(0), users=30, items=50, longest=12)
+    drawn = candidate_sets(sequences, "test", 5)
+    rows = aligned(sequences.rows("test", 8), drawn)
+    with torch.no_grad():
+        one_by_one = torch.cat([model.score(h[None], c[None]) for h, c in zip(rows.histories, drawn.items, strict=True)]).numpy()
+        x = model.hidden(rows.histories)[:, -1]
+    for batch in (4, 256):
+        assert np.allclose(score_rows(model, rows, drawn, batch=batch), one_by_one, atol=1e-6)
+        assert torch.allclose(represent(model, rows, batch=batch), x, atol=1e-6)
+    nothing = torch.arange(0)
+    assert score_rows(model, rows.take(nothing), drawn.take(nothing)).shape == (0, 6)
 
 
 def test_attention_is_the_formula(model):

@@ -38,23 +38,36 @@ def inputs_of(model: Recommender, rows: Rows) -> Tensor:
     return rows.users if getattr(model, "by_user", False) else rows.histories
 
 
+def in_batches(inputs: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """Row numbers in batches; histories of like length together, so that a model can leave out columns of padding."""
+    if inputs.dim() == 1:
+        return torch.arange(len(inputs)).split(batch)
+    return (inputs != 0).sum(dim=1).argsort(stable=True).split(batch)
+
+
 @torch.no_grad()
-def represent(model: EmbeddingRecommender, rows: Rows, device: str = "cpu", batch: int = 1024) -> Tensor:
+def represent(model: EmbeddingRecommender, rows: Rows, device: str = "cpu", batch: int = 256) -> Tensor:
     """x^u of every row. (N, d)."""
-    return torch.cat([model.user_representation(part.to(device)) for part in inputs_of(model, rows).split(batch)]).clone()
+    inputs = inputs_of(model, rows)
+    parts = in_batches(inputs, batch)
+    found = torch.cat([model.user_representation(inputs[part].to(device)) for part in parts])
+    return found[torch.cat(parts).argsort().to(found.device)]
 
 
 @torch.no_grad()
-def score_rows(model: Recommender, rows: Rows, candidates: Candidates, device: str = "cpu", batch: int = 1024):
+def score_rows(model: Recommender, rows: Rows, candidates: Candidates, device: str = "cpu", batch: int = 256):
     """The model's scores of every candidate of every row, a NumPy array (N, C). Several processes share the batches out.
 
     Raises ValueError when the rows and the candidates are not of the same users in the same order.
     """
     if not torch.equal(rows.users, candidates.users):
         raise ValueError("the rows and the candidates are of different users; take both from the same part")
-    batches = list(zip(inputs_of(model, rows).split(batch), candidates.items.split(batch), strict=True))
-    pieces = processes.each_once(lambda b: model.score(b[0].to(device), b[1].to(device)).float().cpu(), batches)
-    return torch.cat(pieces).numpy() if pieces else np.zeros((0, candidates.items.shape[1]))
+    inputs, out = inputs_of(model, rows), np.zeros(candidates.items.shape, dtype=np.float32)
+    parts = list(in_batches(inputs, batch))
+    found = processes.each_once(lambda p: model.score(inputs[p].to(device), candidates.items[p].to(device)).float().cpu(), parts)
+    for part, scores in zip(parts, found, strict=True):
+        out[part.numpy()] = scores.numpy()
+    return out
 
 
 def aligned(rows: Rows, candidates: Candidates) -> Rows:

@@ -51,7 +51,8 @@ class SequentialModel(nn.Module):
 
     def user_representation(self, histories: Tensor) -> Tensor:
         """x^u: (B, L) -> (B, d)."""
-        return self.hidden(histories[:, -self.config.max_len :])[:, -1]
+        longest = int((histories != 0).sum(dim=1).max()) if len(histories) else 0  # the rest is padding in every row
+        return self.hidden(histories[:, -min(max(longest, 1), self.config.max_len) :])[:, -1]
 
     def score(self, histories: Tensor, candidates: Tensor) -> Tensor:
         """(B, L) and (B, C) -> (B, C)."""
