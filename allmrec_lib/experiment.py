@@ -53,6 +53,13 @@ VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}, "A-LLMRec (e+q)": {"stage
             "A-LLMRec_all": {"stage1.all_items": True, "stage2.all_items": True}, "MLP-LLM": {"stage2.joint": "cf"}}  # fmt: skip
 
 
+def trained(model: LLMRecommender, folder: Path) -> LLMRecommender:
+    """``model`` with the weights of its artifact, frozen."""
+    load_trainable(model.module, load_file(folder / "trained.safetensors"))
+    model.module.eval().requires_grad_(False)
+    return model
+
+
 class Experiment(Prepared):
     """The road from raw files to scores, each step made once and kept in the store.
 
@@ -223,10 +230,10 @@ class Experiment(Prepared):
     @cached_property
     def allmrec(self) -> ALLMRec:
         """A-LLMRec after both stages."""
-        return self._trained(self.untrained(), self.stage2_folder)
+        return trained(self.untrained(), self.stage2_folder)
 
     @cached_property
-    def _adapted(self) -> TALLRec:
+    def adapted(self) -> TALLRec:
         """The LLM, a copy of its own, with adapters that have learned nothing yet."""
         torch.manual_seed(self.seed)
         backbone = load_backbone(self.llm, self.device, precision=self.profile.tallrec.precision, template=TEXT_ONLY.name,
@@ -235,12 +242,12 @@ class Experiment(Prepared):
 
     @cached_property
     def tallrec_folder(self) -> Path:
-        return self._asked("tallrec", self._adapted, "TALLRec")
+        return self._asked("tallrec", self.adapted, "TALLRec")
 
     @cached_property
     def tallrec(self) -> TALLRec:
         """The LLM with trained adapters."""
-        return self._trained(self._adapted, self.tallrec_folder)
+        return trained(self.adapted, self.tallrec_folder)
 
     def folder(self, model: str) -> Path:
         """The artifact of a trained model, by its name in the tables; its training history lies in it."""
@@ -248,12 +255,6 @@ class Experiment(Prepared):
             return self.variant(model).folder("A-LLMRec")
         asked = {"A-LLMRec": "stage2_folder", "TALLRec": "tallrec_folder"}
         return getattr(self, asked[model]) if model in asked else self.recommender_folder(model)
-
-    @staticmethod
-    def _trained(model: LLMRecommender, folder: Path) -> LLMRecommender:
-        load_trainable(model.module, load_file(folder / "trained.safetensors"))
-        model.module.eval().requires_grad_(False)
-        return model
 
     @cached_property
     def llm_only(self) -> LLMRecommender:

@@ -149,8 +149,11 @@ class _Checkpoint:
             return None
         return torch.load(self.path, weights_only=True)
 
-    def save(self, state: dict, force: bool = False) -> None:
-        if self.path is None or not processes.is_main() or not (force or time.monotonic() - self.written > self.every_s):
+    def due(self) -> bool:
+        return self.path is not None and processes.is_main() and time.monotonic() - self.written > self.every_s
+
+    def save(self, state: dict) -> None:
+        if self.path is None or not processes.is_main():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
@@ -192,13 +195,10 @@ def fit(
         history = History(**state["history"])
     begin, loss_of = time.monotonic() - seconds, step_of(task)
 
-    def save(force: bool = False) -> None:
+    def save() -> None:
         progress = (epoch, step, total, time.monotonic() - begin, stale)
-        if checkpoint.path is not None:
-            checkpoint.save(
-                {"module": trainable_state(task.module), "best": best, "optimizer": optimizer.state_dict(),
-                 "progress": progress, "history": vars(history)}, force
-            )  # fmt: skip
+        checkpoint.save({"module": trainable_state(task.module), "best": best, "optimizer": optimizer.state_dict(),
+                         "progress": progress, "history": vars(history)})  # fmt: skip
 
     per_epoch = len(task.batches(torch.arange(task.n_rows)))
     bar = tqdm(total=epochs * per_epoch, initial=(epoch - 1) * per_epoch + step, desc=label, unit="step",
@@ -229,13 +229,15 @@ def fit(
             optimizer.step()
             total, step = total + processes.mean(loss.detach()), number + 1
             bar.update()
-            save()
+            if checkpoint.due():
+                save()
         if epoch % eval_every == 0 or epoch == epochs:
             better = evaluate(epoch, total / (eval_every * len(batches)))
             total, stale = 0.0, 0 if better else stale + 1
         epoch, step = epoch + 1, 0
-        save()
-    save(force=True)
+        if checkpoint.due():
+            save()
+    save()
     bar.close()
     load_trainable(task.module, best)
     task.module.eval()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .alignment import Alignment
 from .allmrec import ALLMRec
-from .experiment import VARIANTS, Experiment
+from .experiment import VARIANTS, Experiment, trained
 from .ranker import LLMRecommender
 from .recommenders.base import EmbeddingRecommender, represent, score_rows
 from .recommenders.models import model_named
@@ -63,17 +63,16 @@ class Transfer:
 
     def recommender(self, name: str) -> EmbeddingRecommender:
         """The source's recommender for the target's items: by their texts where it reads texts, else by their numbers."""
-        trained = self.source.recommender(name)
-        kind = model_named(name)
+        learned, kind = self.source.recommender(name), model_named(name)
         if "text" not in kind.code:
-            known = trained.item_embeddings().detach()
+            known = learned.item_embeddings().detach()
             numbers = torch.arange(self.target.sequences.n_items) % (len(known) - 1) + 1
-            return Foreign(trained, torch.cat([known[:1], known[numbers]]))
+            return Foreign(learned, torch.cat([known[:1], known[numbers]]))
         model = kind.build(self.target.sequences, self.target.data, getattr(self.source.profile, kind.section))
-        weights = trained.state_dict()
+        weights = learned.state_dict()
         if name == "RECFORMER":
             words = "model.embeddings.word_embeddings.weight"
-            weights[words] = _carried_over(weights[words], trained.used, model.state_dict()[words], model.used)
+            weights[words] = _carried_over(weights[words], learned.used, model.state_dict()[words], model.used)
             del weights["table"]  # of the source's items
         model.load_state_dict(weights, strict=name != "RECFORMER")
         model.eval().requires_grad_(False)
@@ -91,13 +90,13 @@ class Transfer:
     def answering(self, name: str) -> LLMRecommender:
         """TALLRec's adapters, or A-LLMRec's projections, trained on the source, with the target's titles and items."""
         if name == "TALLRec":
-            return self.source._trained(self.target._adapted, self.source.tallrec_folder)
+            return trained(self.target.adapted, self.source.tallrec_folder)
         source = self.source.variant(name) if name in VARIANTS else self.source
-        trained, q = source.allmrec, self.texts[0]
+        learned, q = source.allmrec, self.texts[0]
         latent = q
         if source.profile.stage2.joint == "both":  # of the CF side nothing is known: its mean, as for any unknown item
-            latent = torch.cat([trained.joint[1:, : q.shape[1]].mean(dim=0).cpu().expand_as(q), q], dim=1)
-        return ALLMRec(source.backbone, self.target.prompts, latent, trained.heads, trained.history)
+            latent = torch.cat([learned.joint[1:, : q.shape[1]].mean(dim=0).cpu().expand_as(q), q], dim=1)
+        return ALLMRec(source.backbone, self.target.prompts, latent, learned.heads, learned.history)
 
     def scores(self, name: str, mode: str = "constrained") -> np.ndarray:
         """Scores (N, 20) on the target's stored test candidates; ``name`` as in :meth:`Experiment.scores`, or "Stage 1": x^u

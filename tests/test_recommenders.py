@@ -187,7 +187,7 @@ def test_ctrls_likeness_is_the_sum_of_best_matches():
 
 def test_ctrl_tells_a_history_in_words_and_learns_to_tell_pairs_apart():
     model, sequences = built("CTRL"), chain(300)
-    assert model.told([0, 2, 1]) == ("This is a user, who has recently bought red chair. This is a item, title is red lamp.")
+    assert model.told([0, 2, 1]) == ("This is a user, who has recently bought red chair. This is an item, title is red lamp.")
     with pytest.raises(ValueError, match="unknown ctrl.contrast 'triplet'"):
         ContrastTask(CTRL(ITEMS, CTRLConfig(contrast="triplet"), catalogue()), sequences, "cpu", 0)
     task = ContrastTask(model, sequences, "cpu", 0)

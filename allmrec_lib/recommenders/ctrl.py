@@ -43,7 +43,8 @@ class CTRL(SASRec):
         """A history whose last item is the one to predict, in words."""
         before = "|".join(self.titles[i] for i in items[:-1] if i)
         done, noun = self.words.done, self.words.noun
-        return f"This is a user, who has recently {done} {before}. This is a {noun}, title is {self.titles[items[-1]]}."
+        noun = f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+        return f"This is a user, who has recently {done} {before}. This is {noun}, title is {self.titles[items[-1]]}."
 
 
 class Contrast(nn.Module):
