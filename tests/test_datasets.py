@@ -12,6 +12,8 @@ import pickle
 import struct
 import subprocess
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,8 @@ from hypothesis import strategies as st
 from allmrec_lib import datasets
 from allmrec_lib.datasets import DataError, DataReport, amazon, authors, frames, llmrank, movielens, simulated
 from allmrec_lib.datasets.__main__ import main
-from allmrec_lib.datasets.base import NO_TITLE, is_junk_title, plain_text
+from allmrec_lib.datasets.base import NO_TITLE, is_junk_title, plain_text, tidied
+from allmrec_lib.llm.prompts import clean_title
 
 PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
 
@@ -67,6 +70,13 @@ def test_plain_text(raw: str, plain: str) -> None:
 def test_plain_text_is_one_line_without_outer_spaces(text: str) -> None:
     plain = plain_text(text)
     assert plain == " ".join(plain.split())
+
+
+@given(st.lists(st.text(alphabet="<>/a1 b&;\"é٣.\n\x1c\x85~", max_size=12) | st.text(max_size=12)))
+@pytest.mark.parametrize("clean", [plain_text, partial(clean_title, limit=8)])
+def test_texts_that_need_no_tidying_are_told_from_those_that_do(clean: Callable[[str], str], texts: list[str]) -> None:
+    texts = [text.encode("utf-8", "ignore").decode() for text in texts]
+    assert tidied(texts, clean, 8) == [clean(text) for text in texts]
 
 
 def test_junk_titles() -> None:

@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from .base import DataError, DataReport, Dataset, count_events, count_texts, is_junk_title, item_table, plain_text
+from .base import (
+    MAX_TEXT, DataError, DataReport, Dataset, count_events, count_texts, is_junk_title, item_table, plain_text, tidied,
+)  # fmt: skip
 from .jsonlines import BadLine, Fields, JsonLines
 
 REVIEW_NAMES = {  # by a field that only this edition has: user, item, rating, time (seconds; 2023: milliseconds)
@@ -137,20 +139,28 @@ def read_texts(
     """
     lines = JsonLines(path, report, strict)
     names = _names(lines.head(), TEXT_NAMES, path, "metadata")
-    these = pl.Series(wanted, dtype=pl.String).implode()
-    texts: dict[str, tuple[str, str, str]] = {}
-    twice, junk = 0, set()
-    for table in lines.tables(text_fields(names)):
-        for item, title, paragraphs, categories in table.filter(pl.col(names[0]).is_in(these)).iter_rows():
-            twice += item in texts
-            (junk.add if is_junk_title(title or "") else junk.discard)(item)
-            shown = (paragraphs or []) if description == "all" else (paragraphs or [])[:1]
-            about = plain_text(" ".join(part or "" for part in shown))
-            genres = "|".join(plain_text(part or "") for part in (categories or [])[1:])
-            texts[item] = ("" if item in junk else plain_text(title or ""), about, genres)
-    report.add("items with two metadata records", twice, "the last one counts")
-    report.add("titles that are pieces of a page", len(junk), "treated as missing")
-    return pd.DataFrame.from_dict(texts, orient="index", columns=["title", "description", "genres"]).rename_axis("item")
+    paragraphs = pl.col(names[2]).list
+    about = paragraphs.join(" ", ignore_nulls=True) if description == "all" else paragraphs.first()
+    columns = {"item": pl.col(names[0]), "title": pl.col(names[1]), "description": about, "genres": pl.col(names[3]).list.slice(1)}
+    these = pl.col(names[0]).is_in(pl.Series(wanted, dtype=pl.String).implode())
+    found = [table.filter(these).select(**columns) for table in lines.tables(text_fields(names))]
+    schema = dict.fromkeys(columns, pl.String) | {"genres": pl.List(pl.String)}
+    records = pl.concat([pl.DataFrame(schema=schema), *found])
+    last = records.unique("item", keep="last", maintain_order=True)
+    titles = last["title"].fill_null("").to_list()
+    junk = [is_junk_title(title) for title in titles]
+    report.add("items with two metadata records", len(records) - len(last), "the last one counts")
+    report.add("titles that are pieces of a page", sum(junk), "treated as missing")
+    titles = ["" if bad else title for title, bad in zip(titles, junk, strict=True)]
+    texts = {"title": _plain(titles), "description": _plain(last["description"].fill_null("").to_list())}
+    kinds = last["genres"].explode().fill_null("").unique().to_list()
+    plain = dict(zip(kinds, _plain(kinds), strict=True))
+    genres = ["|".join(plain[kind or ""] for kind in path or []) for path in last["genres"].to_list()]
+    return pd.DataFrame(texts | {"genres": genres}, index=pd.Index(last["item"].to_list(), name="item"))
+
+
+def _plain(texts: list[str]) -> list[str]:
+    return tidied(texts, plain_text, MAX_TEXT)
 
 
 def filter_mask(events: pd.DataFrame, threshold: int, count_from: float = 0.0, iterative: bool = False) -> np.ndarray:
