@@ -64,11 +64,15 @@ def device_name(device: str = "cpu") -> str:
     """The GPU's name, or the CPU's with how many threads compute."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    threads = torch.get_num_threads()
-    return f"{(names or [platform.processor() or 'CPU'])[0]}, {threads} thread{'s' if threads > 1 else ''}"
+    return (names or [platform.processor() or "CPU"])[0]
 
 
 def row(what: str, numbers: dict[str, float], unit: str, command: str, llm: str | None = None, device: str = "cpu",

@@ -13,7 +13,6 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -117,7 +116,7 @@ def measure(side: str, paths: list[Path]) -> dict[str, float]:
     return {**taken, "peak_mb": peak, "users": users}
 
 
-def by_turns(sides: list[str], rounds: int, paths: list[Path]) -> dict[str, list[dict[str, float]]]:
+def in_processes(sides: list[str], rounds: int, paths: list[Path]) -> dict[str, list[dict[str, float]]]:
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
@@ -135,13 +134,6 @@ def middle(runs: list[dict[str, float]], key: str) -> float:
     return statistics.median(run[key] for run in runs)
 
 
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.processor() or 'CPU'])[0]}, {os.cpu_count()} cores shared with other programs"
-
-
 def row(runs: dict[str, list[dict[str, float]]], reviews: int) -> dict:
     """The comparison as a row of ``bench.json``: rates by wall time, and the ratio by CPU time beside it.
 
@@ -153,23 +145,12 @@ def row(runs: dict[str, list[dict[str, float]]], reviews: int) -> dict:
     pairs = [b["wall_s"] / a["wall_s"] for a, b in zip(runs["ours"], runs["theirs"], strict=True)]
     return {
         "what": WHAT, "ours": rates["ours"], "theirs": rates["theirs"], "ratio": rates["ours"] / rates["theirs"],
-        "ratio_low": min(pairs), "ratio_high": max(pairs), "unit": "reviews/s", "device": machine(), "llm": None,
+        "ratio_low": min(pairs), "ratio_high": max(pairs), "unit": "reviews/s", "llm": None,
         "command": COMMAND, "reviews": reviews, "rounds": len(pairs), "load": os.getloadavg()[2],
         "ratio_cpu": middle(runs["theirs"], "cpu_s") / middle(runs["ours"], "cpu_s"),
         "cpu_s": {side: middle(runs[side], "cpu_s") for side in runs},
         "peak_mb": {side: middle(runs[side], "peak_mb") for side in runs},
     }  # fmt: skip
-
-
-def merge(made: dict) -> Path:
-    """Put the row into ``data/results/bench.json`` in the place of the one of the same name; the others stay."""
-    path = ROOT / "data" / "results" / "bench.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    rows = [other for other in rows if other["what"] != made["what"]] + [made]
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(rows, indent=1) + "\n")
-    partial.replace(path)
-    return path
 
 
 def main() -> int:
@@ -193,10 +174,12 @@ def main() -> int:
         partial = folder.with_suffix(".partial")
         write_raw(partial, args.reviews)
         partial.rename(folder)
-    runs = by_turns(list(ENGINES if args.engines else WHOLE), args.rounds, paths)
+    runs = in_processes(list(ENGINES if args.engines else WHOLE), args.rounds, paths)
     if not args.engines:
-        made = row(runs, args.reviews)
-        print(json.dumps(made, indent=1), f"\nwritten: {merge(made).name}")
+        from tests.bench.common import cpu_name, merge  # not at the top: torch would count in the sides' memory
+
+        made = row(runs, args.reviews) | {"device": f"{cpu_name()}, {os.cpu_count()} cores"}
+        print(json.dumps(made, indent=1), f"\nwritten: {merge([made]).name}")
     return 0
 
 
