@@ -21,7 +21,8 @@ HEAD = """# The paper's claims, one by one
 
 Every claim that a table or a figure of the paper makes, and what the same comparison gives here: the difference of Hit@1 on
 the same users and candidates, its 95% interval, and the p-value of a paired sign-flip test. A claim *holds* when the interval
-lies above zero, *fails* when it lies below, and is *undecided* otherwise. The LLM is the small one of this book
+lies above zero, *fails* when it lies below, and is *undecided* otherwise; of comparisons without any difference one in twenty
+would look decided, since nothing is corrected for their number. The LLM is the small one of this book
 ([its card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold there, and the reverse.
 
 This page is written by `python -m allmrec_lib.ledger` from what the chapters recorded at the `laptop` profile.
@@ -60,7 +61,7 @@ def page(frame: pd.DataFrame) -> str:
 
 def _cell(row: pd.Series) -> str:
     if row["verdict"] in ("not run", "cannot run here"):
-        return row["verdict"] if row["why"] is None else f"{row['verdict']}: {row['why']}"
+        return row["verdict"] if pd.isna(row["why"]) else f"{row['verdict']}: {row['why']}"
     number = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], p = {row['p']:.4f}, {row['n_users']:.0f} users"
     return f"**{row['verdict']}**: {number}"
 

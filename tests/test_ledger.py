@@ -49,5 +49,5 @@ def test_a_recorded_test_becomes_a_verdict(home):
     assert frame["beauty", "A-LLMRec is better than CTRL"] == "undecided"
     assert frame["movielens", "A-LLMRec is better than SASRec"] == "not run"
     text = ledger.page(ledger.entries())
-    assert "**fails**: -0.020 [-0.030, -0.010], p = 0.0010, 100 users" in text and "\t" not in text
+    assert "**fails**: -0.020 [-0.030, -0.010], p = 0.0010, 100 users" in text and "\t" not in text and "nan" not in text
     assert json.loads(ledger._json(ledger.entries()))[0]["section"] == "5.2.1"
