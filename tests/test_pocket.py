@@ -21,7 +21,7 @@ from allmrec_lib.llm.prompts import clean_title
 
 CARD = json.loads((Path(__file__).resolve().parent.parent / "data" / "pocket_llm" / "card.json").read_text())
 SKILLS = CARD["recall, first token, lists of 20 held-out titles"][CARD["template"]]
-LISTS = 400
+LISTS = 200
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,6 @@ def test_making_it_twice_gives_the_same(tmp_path):
         made.append([p.clone() for p in maker.model.parameters()])
     assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))
     held = [f"{a} {b}" for a in words[:8] for b in words[100:108]]
-    save(maker, tokenizer, held, "recall", "invented titles only", tmp_path / "a")
+    save(maker, tokenizer, held, "recall", "invented titles only", tmp_path / "a", lists=4)
     loaded = load_backbone(str(tmp_path / "a"))
     assert loaded.template.name == "recall" and loaded.title_tokens == SHOWN

@@ -153,8 +153,8 @@ class Maker:
         self.save(path)
 
 
-def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: str, folder: Path) -> None:
-    """Weights (safetensors), tokenizer and card into ``folder``."""
+def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: str, folder: Path, lists: int = 500) -> None:
+    """Weights (safetensors), tokenizer and card into ``folder``; each skill of the card is measured on ``lists`` lists."""
     from transformers import PreTrainedTokenizerFast
 
     model, writer = maker.model.eval().half(), maker.writer
@@ -162,7 +162,7 @@ def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: st
     model.save_pretrained(folder)  # in half precision: half the size
     model.float()
     known = [name for name in TEMPLATES if name in maker.recipe.templates]
-    skills = {name: measure(model, tokenizer, name, held_out, writer.limit) for name in known}
+    skills = {name: measure(model, tokenizer, name, held_out, writer.limit, lists) for name in known}
     card = {
         "template": template, "max_title_tokens": SHOWN, "reads": READS,
         "parameters": sum(p.numel() for p in model.parameters()), "recipe": asdict(maker.recipe), "titles": titles,

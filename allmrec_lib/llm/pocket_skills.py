@@ -65,12 +65,13 @@ def drawn_from(titles: list[str], rng: np.random.Generator) -> Callable[[int], l
     return lambda count: rng.choice(distinct, count, replace=False).tolist()
 
 
-def measure(model, tokenizer, template: str, titles: list[str], limit: int, batches: int = 10) -> dict[str, float]:
-    """Recall at lists of 20 of titles the model never saw: with the exact vector, a noisy one, and an unrelated one."""
+def measure(model, tokenizer, template: str, titles: list[str], limit: int, lists: int = 500) -> dict[str, float]:
+    """Recall at ``lists`` lists of 20 unseen titles: with the exact vector, a noisy one, and an unrelated one."""
     rng = np.random.default_rng(2)
     writer = Writer(tokenizer, TitleSource(common_words(), [], rng), limit)
     draw = drawn_from(titles, rng)
     cases = {"exact": {}, "noise 0.5": {"noise": 0.5}, "noise 1.0": {"noise": 1.0},
              "history, noise 0.5": {"noise": 0.5, "who": "history"}, "both, noise 1.0": {"noise": 1.0, "who": "both"},
              "unrelated": {"told": 0.0}}  # fmt: skip
-    return {name: round(recall(model, writer, template, draw, batches=batches, **case), 4) for name, case in cases.items()}
+    size = {"batch": min(lists, 50), "batches": max(lists // 50, 1)}
+    return {name: round(recall(model, writer, template, draw, **size, **case), 4) for name, case in cases.items()}
