@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from . import metrics
-from .store import project_root
+from .store import Store, project_root
 
 FIELDS = ("model", "dataset", "profile", "llm", "metric", "value", "low", "high", "n_users", "seeds", "paper", "section")
 
@@ -73,8 +73,11 @@ def path_of(table: str, profile: str, dataset: str, seed: int = 0, llm: str | No
     return folder / f"{table}.json"
 
 
-def record(table: str, rows: list[dict[str, Any]], run: dict[str, Any], wall_s: float | None = None) -> Path:
-    """Write the rows of a table with how they came about; ``run`` holds code, config and data hashes.
+def record(table: str, rows: list[dict[str, Any]], run: dict[str, Any],
+           wall_s: dict[str, float] | None = None) -> Path:  # fmt: skip
+    """Write the rows of a table with how they came about; ``run`` holds code, config and data hashes. Added to it are
+    versions, every artifact that this process has used with the seconds and the memory that it took to make, and
+    ``wall_s``, times that the chapter took itself.
 
     A file that already holds the same rows from the same run is left as it is, so that repeating a command changes
     nothing. Raises ValueError for a row without one of :data:`FIELDS`.
@@ -87,10 +90,11 @@ def record(table: str, rows: list[dict[str, Any]], run: dict[str, Any], wall_s: 
     run = {**run, "versions": versions()}
     if path.exists():
         old = json.loads(path.read_text())
-        kept = {k: v for k, v in old["run"].items() if k not in ("started", "wall_s")}
+        kept = {k: v for k, v in old["run"].items() if k not in ("started", "artifacts", "wall_s")}
         if [old["rows"], kept] == json.loads(json.dumps([rows, run])):
             return path
-    run |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "wall_s": wall_s}
+    run |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "artifacts": Store.used}
+    run |= {} if wall_s is None else {"wall_s": wall_s}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"run": run, "rows": rows}, indent=1) + "\n")

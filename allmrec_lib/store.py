@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from . import processes
+from .meter import Meter
 
 
 def project_root() -> Path:
@@ -38,7 +39,12 @@ def code_digest(*modules: str) -> str:
 
 
 class Store:
-    """The artifacts under ``root`` (default: ``data/artifacts`` of the project)."""
+    """The artifacts under ``root`` (default: ``data/artifacts`` of the project).
+
+    ``used``: what this process got out of any store, by name, with what it had cost to make (``cost.json`` beside it).
+    """
+
+    used: dict[str, dict[str, Any]] = {}
 
     def __init__(self, root: Path | None = None):
         self.root = Path(root) if root else project_root() / "data" / "artifacts"
@@ -56,7 +62,7 @@ class Store:
         """
         final = self.folder(kind, inputs)
         if processes.from_main(final.exists()):
-            return final
+            return self._noted(final, kind, inputs)
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(final.with_suffix(".lock")) if processes.is_main() else nullcontext():
             if not processes.from_main(final.exists()):
@@ -68,14 +74,22 @@ class Store:
                 processes.wait()
         if processes.is_main():
             final.with_suffix(".lock").unlink(missing_ok=True)
+        return self._noted(final, kind, inputs)
+
+    def _noted(self, final: Path, kind: str, inputs: dict[str, Any]) -> Path:
+        cost = final / "cost.json"
+        about = {"kind": kind} | {name: inputs[name] for name in ("model", "mode") if name in inputs}
+        self.used[final.name] = about | (json.loads(cost.read_text()) if cost.exists() else {})
         return final
 
     @staticmethod
     def _make(final: Path, inputs: dict[str, Any], make: Callable[[Path], None]) -> None:
         partial = final.with_suffix(".partial")
         partial.mkdir(exist_ok=True)
-        make(partial)
+        with Meter() as meter:
+            make(partial)
         (partial / "checkpoint.pt").unlink(missing_ok=True)
+        (partial / "cost.json").write_text(json.dumps(meter.made))
         (partial / "manifest.json").write_text(json.dumps(inputs, indent=1, sort_keys=True, default=str))
         partial.rename(final)
 

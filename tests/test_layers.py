@@ -8,7 +8,7 @@ from pathlib import Path
 import allmrec_lib
 
 ORDER = [
-    "processes", "store", "llm.prompts", "config", "shares", "metrics", "datasets", "sequences", "training", "text", "recommenders", "scenarios", "prepared", "alignment",
+    "processes", "meter", "store", "llm.prompts", "config", "shares", "metrics", "datasets", "sequences", "training", "text", "recommenders", "scenarios", "prepared", "alignment",
     "llm.backbone", "llm.soft_tokens", "llm.decoding", "llm.pocket_model", "llm.pocket_corpus", "llm.pocket_skills",
     "llm.pocket", "projections", "ranker", "allmrec", "tallrec", "results", "paper", "ledger", "speed", "work", "cost", "cost_page",
     "experiment", "transfer", "genres", "inside", "report", "tune", "train", "memory", "preflight", "runner", "__main__",

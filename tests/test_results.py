@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from allmrec_lib import report, results
+from allmrec_lib.meter import Meter
+from allmrec_lib.store import Store
 
 VALUES = [np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 0.0, 0.0, 1.0])]
 
@@ -37,6 +41,31 @@ def test_recording_twice_changes_nothing(home):
     assert results.record("table_01", [line() | {"value": 0.5}], {"seed": 0}).read_bytes() != first
     assert results.read("table_01", "smoke", "beauty")["value"].tolist() == [0.5]
     assert results.read("table_09", "smoke", "beauty").empty
+
+
+def test_what_was_used_is_recorded_with_its_cost(home, monkeypatch):
+    monkeypatch.setattr(Store, "used", {})
+    store = Store()
+
+    def outer(folder):
+        store.get("inner", {}, lambda _: time.sleep(0.4))
+        np.save(folder / "x.npy", np.zeros(2**22))  # 32 MB
+
+    name = store.get("scores", {"model": "SASRec", "seed": 0}, outer).name
+    used = json.loads(results.record("table_01", [line()], {"seed": 0}).read_text())["run"]["artifacts"]
+    made = used.pop(name)
+    assert (made["kind"], made["model"]) == ("scores", "SASRec") and made["peak_mb"] > 32 and "thread" in made["device"]
+    assert made["wall_s"] < 0.3 and [inner["wall_s"] >= 0.4 for inner in used.values()] == [True]
+
+
+def test_a_meter_starts_its_peak_anew():
+    with Meter() as before:
+        np.ones(2**24).sum()  # 128 MB
+    with Meter() as after:
+        pass
+    if Path("/proc/self/clear_refs").exists():
+        assert before.made["peak_mb"] > after.made["peak_mb"] + 100
+    assert before.made["peak_mb"] >= after.made["peak_mb"]
 
 
 def test_an_incomplete_row_is_an_error(home):

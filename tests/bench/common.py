@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from allmrec_lib.meter import device_name
 from allmrec_lib.speed import read_rows, results_file
 from allmrec_lib.store import project_root
 
@@ -58,21 +58,6 @@ def compared(ours: list[float], theirs: list[float], count: float) -> dict[str, 
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
     }
-
-
-def device_name(device: str = "cpu") -> str:
-    """The GPU's name, or the CPU's with how many threads compute."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (names or [platform.processor() or "CPU"])[0]
 
 
 def row(what: str, numbers: dict[str, float], unit: str, command: str, llm: str | None = None, device: str = "cpu",

@@ -176,7 +176,8 @@ def main() -> int:
         partial.rename(folder)
     runs = in_processes(list(ENGINES if args.engines else WHOLE), args.rounds, paths)
     if not args.engines:
-        from tests.bench.common import cpu_name, merge  # not at the top: torch would count in the sides' memory
+        from allmrec_lib.meter import cpu_name  # not at the top: torch would count in the sides' memory
+        from tests.bench.common import merge
 
         made = row(runs, args.reviews) | {"device": f"{cpu_name()}, {os.cpu_count()} cores"}
         print(json.dumps(made, indent=1), f"\nwritten: {merge([made]).name}")
