@@ -50,7 +50,10 @@ def _scalar(record: dict, name: str, longest: int | None = None) -> str:
         raise BadLine(f"has a {type(value).__name__} for {name}")
     if value is None or value == "":
         raise BadLine(f"lacks {name}")
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, float):
+        text = np.format_float_positional(value, trim="-")  # as polars writes it
+    else:
+        text = str(value).lower() if isinstance(value, bool) else str(value)
     if longest and len(text.encode("utf-8", "replace")) > longest:
         raise BadLine(f"has a {name} of over {longest} bytes")
     return _storable(text)
@@ -141,7 +144,8 @@ def read_texts(
     names = _names(lines.head(), TEXT_NAMES, path, "metadata")
     paragraphs = pl.col(names[2]).list
     about = paragraphs.join(" ", ignore_nulls=True) if description == "all" else paragraphs.first()
-    columns = {"item": pl.col(names[0]), "title": pl.col(names[1]), "description": about, "genres": pl.col(names[3]).list.slice(1)}
+    columns = {"item": pl.col(names[0]), "title": pl.col(names[1]), "description": about,
+               "genres": pl.col(names[3]).list.slice(1)}  # fmt: skip
     these = pl.col(names[0]).is_in(pl.Series(wanted, dtype=pl.String).implode())
     found = [table.filter(these).select(**columns) for table in lines.tables(text_fields(names))]
     schema = dict.fromkeys(columns, pl.String) | {"genres": pl.List(pl.String)}
