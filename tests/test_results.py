@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_a_meter_starts_its_peak_anew():
         np.ones(2**24).sum()  # 128 MB
     with Meter() as after:
         pass
-    if Path("/proc/self/clear_refs").exists():
+    if os.access("/proc/self/clear_refs", os.W_OK):
         assert before.made["peak_mb"] > after.made["peak_mb"] + 100
     assert before.made["peak_mb"] >= after.made["peak_mb"]
 
