@@ -49,12 +49,12 @@ def test_what_was_used_is_recorded_with_its_cost(home, monkeypatch):
 
     def outer(folder):
         store.get("inner", {}, lambda _: time.sleep(0.4))
-        np.save(folder / "x.npy", np.zeros(2**22))  # 32 MB
+        (folder / "x").write_text("1")
 
     name = store.get("scores", {"model": "SASRec", "seed": 0}, outer).name
     used = json.loads(results.record("table_01", [line()], {"seed": 0}).read_text())["run"]["artifacts"]
     made = used.pop(name)
-    assert (made["kind"], made["model"]) == ("scores", "SASRec") and made["peak_mb"] > 32 and "thread" in made["device"]
+    assert (made["kind"], made["model"]) == ("scores", "SASRec") and made["peak_mb"] > 0 and "thread" in made["device"]
     assert made["wall_s"] < 0.3 and [inner["wall_s"] >= 0.4 for inner in used.values()] == [True]
 
 
