@@ -27,10 +27,14 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The protocol: stored candidates, and how many users are tested (None: all, the paper's way)."""
+    """The protocol: stored candidates, and how many users validate and are tested (None: all, the paper's way).
+
+    What is trained depends on who validates, and on nothing about the test: one trained model serves any number of testers.
+    """
 
     negatives: int = 19
     candidate_seed: int = 0
+    max_validation_users: int | None = None
     max_test_users: int | None = None
     seeds: int = 3  # how many training seeds a table of CF models averages
     cold: tuple[int, ...] = ()  # users with exactly that many items do not train, and are tested alone (section 5.2.3),

@@ -47,11 +47,12 @@ class Prepared:
 
     def _candidates(self, part: str) -> Candidates:
         data = self.profile.data
-        drawn_by = {"negatives": data.negatives, "seed": data.candidate_seed, "max_users": data.max_test_users}
+        most = data.max_test_users if part == "test" else data.max_validation_users
+        drawn_by = {"negatives": data.negatives, "seed": data.candidate_seed, "max_users": most}
         inputs = {"data": self.digest, "part": part, "code": code_digest("sequences"), **drawn_by}
 
         def make(folder: Path) -> None:
-            drawn = candidate_sets(self.sequences, part, data.negatives, data.candidate_seed, data.max_test_users)
+            drawn = candidate_sets(self.sequences, part, data.negatives, data.candidate_seed, most)
             drawn.save(folder / "candidates.npz")
 
         return Candidates.load(self.store.get("candidates", inputs, make) / "candidates.npz")
