@@ -1,0 +1,44 @@
+"""Recommenders over several seeds, trained side by side: a small model leaves most cores of a CPU idle."""
+
+from __future__ import annotations
+
+import numpy as np
+from joblib import Parallel, cpu_count, delayed
+from tqdm.auto import tqdm
+
+from . import processes
+from .experiment import Experiment
+from .recommenders.models import model_named
+from .training import quiet
+
+
+def with_seed(run: Experiment, seed: int) -> Experiment:
+    """The same experiment with another seed."""
+    return Experiment(run.name, run.profile.name, seed, run.llm, run.device, run.overrides, run.store)
+
+
+def scores_by_seed(run: Experiment, models: list[str], once: tuple[str, ...] = ()) -> dict[str, list[np.ndarray]]:
+    """Scores (N, 20) on the stored test candidates by recommender: one array for each of ``data.seeds`` seeds, the run's
+    first; a model of ``once`` has the run's only.
+
+    On a CPU what is not in the store is trained in as many processes as there are cores (``LOKY_MAX_CPU_COUNT`` sets
+    fewer), each with its share of the threads; at smoke one after another, since a process takes longer to start than a
+    smoke model to train. Results do not depend on it, but for the number of threads.
+    """
+    seeds = {name: range(run.seed, run.seed + (1 if name in once else run.profile.data.seeds)) for name in models}
+    asked = [(name, with_seed(run, seed)) for name in models for seed in seeds[name]]
+    missing = [(name, other) for name, other in asked if not _is_there(name, other)]
+    workers = min(len(missing), cpu_count())
+    if workers > 1 and run.device == "cpu" and run.profile.name != "smoke" and processes.count() == 1:
+        _ = run.candidates  # drawn once, here
+        made = Parallel(workers, return_as="generator_unordered")(delayed(_make)(*each) for each in missing)
+        list(tqdm(made, "training", len(missing), unit="model", disable=quiet()))
+    return {name: [with_seed(run, seed).scores(name) for seed in seeds[name]] for name in models}
+
+
+def _is_there(name: str, run: Experiment) -> bool:
+    return run.store.folder(model_named(name).section, run._cf_inputs(name)).exists()
+
+
+def _make(name: str, run: Experiment) -> None:
+    run.recommender_folder(name)

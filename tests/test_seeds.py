@@ -1,0 +1,57 @@
+"""Several seeds side by side give what one after another gives."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec_lib import seeds
+from allmrec_lib.experiment import Experiment
+from allmrec_lib.store import Store
+
+SHORT = {"data.seeds": 2, "data.max_test_users": 40, "sasrec.epochs": 2, "sasrec.eval_every": 1, "ncf.epochs": 1}
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_side_by_side_is_the_same_as_one_after_another(tmp_path, monkeypatch, one_thread):
+    run = Experiment("simulated", "laptop", overrides=SHORT, store=Store(tmp_path / "together"))
+    monkeypatch.setattr(seeds, "cpu_count", lambda: 2)
+    made = seeds.scores_by_seed(run, ["SASRec", "NCF"], once=("NCF",))
+    assert {name: len(scores) for name, scores in made.items()} == {"SASRec": 2, "NCF": 1}
+    for name, scores in made.items():
+        for seed, given in enumerate(scores):
+            alone = Experiment("simulated", "laptop", seed, overrides=SHORT, store=Store(tmp_path / "alone"))
+            assert np.array_equal(given, alone.scores(name)), (name, seed)
+    assert not np.array_equal(*made["SASRec"])
+
+
+def test_only_what_is_missing_is_trained_and_elsewhere(tmp_path, monkeypatch):
+    run = Experiment("simulated", "laptop", overrides=SHORT, store=Store(tmp_path))
+    run.recommender_folder("SASRec")
+    seen = []
+    monkeypatch.setattr(seeds, "cpu_count", lambda: 2)
+    monkeypatch.setattr(seeds, "Parallel", lambda workers, **_: lambda jobs: seen.append((workers, len(list(jobs)))) or [])
+    monkeypatch.setattr(seeds, "_is_there", lambda name, run: (name, run.seed) == ("SASRec", 0))
+    seeds.scores_by_seed(run, ["SASRec", "NCF"])
+    assert seen == [(2, 3)]  # SASRec's second seed and NCF's two
+    monkeypatch.undo()
+    assert seeds._is_there("SASRec", run) and not seeds._is_there("SASRec", seeds.with_seed(run, 7))
+
+
+def test_a_failing_seed_is_an_error_that_names_its_cause(tmp_path, monkeypatch):
+    run = Experiment("simulated", "laptop", overrides=SHORT | {"data.seeds": 2}, store=Store(tmp_path))
+    monkeypatch.setattr(seeds, "cpu_count", lambda: 2)
+    with pytest.raises(ValueError, match="unknown recommender 'SASRek'"):
+        seeds.scores_by_seed(run, ["SASRek"])
+    assert not os.listdir(tmp_path)
