@@ -56,6 +56,23 @@ def measured_here(found: list[dict]) -> str:
     return table(["run", "dataset", "predicted, s", "measured, s", "error"], lines)
 
 
+def training(rows: list[dict]) -> str:
+    """What `tests.bench.training` recorded; nothing where it was not run."""
+    if not rows:
+        return ""
+    numbers = ("parameters", "epochs", "wall_s", "peak_mb")
+    lines = [[r["model"], r["dataset"], *("" if r[key] is None else f"{r[key]:,.0f}" for key in numbers)] for r in rows]
+    devices = ", ".join(sorted({row["device"] for row in rows}))
+    return f"""## What training took
+
+The `{rows[0]["profile"]}` profile on {devices}, one model after another in one run, each in a process of its own (`python -m
+tests.bench.training`). Memory is that of the whole process; the first line is what every process has before it trains.
+A-LLMRec's stages stand on SASRec; Stage 2 and TALLRec hold the frozen LLM.
+
+{table(["model", "dataset", "numbers that learn", "epochs", "seconds", "peak MB"], lines)}
+"""
+
+
 def beside_paper() -> str:
     """Table 10's times on Luxury Beauty beside what is predicted for the paper's GPU; its training has no validation."""
     phases = cost.predict(load_profile("paper", "beauty"), LLM, "A6000")[0].set_index("phase")["seconds"]
@@ -95,7 +112,7 @@ Weights are counted in 16 bits. Disk is without raw downloads.
 dataset. The runs below are others than those that gave the constants.
 
 {measured_here(here)}
-## Predicted, and measured by the paper
+{training(read_rows(results_file("training")))}## Predicted, and measured by the paper
 
 Table 10, Luxury Beauty on one RTX A6000. The paper does not say in how many bits its LLM computed, nor on which rows TALLRec
 was trained ([more](speed)).

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from bench import opt
+from bench import opt, training
 from torch.utils.flop_counter import FlopCounterMode
 
 from allmrec_lib import cost, cost_page, work
@@ -113,3 +115,20 @@ def test_the_page_shows_the_error_of_every_prediction():
     assert (ROOT / "book" / "appendix" / "cost.md").read_text() == text
     table = text.partition("## Predicted and measured here")[2].partition("##")[0]
     assert table.count("%") >= 3 + len(cost.constants()["checks"])
+
+
+def test_what_training_took_is_measured_in_a_process_of_each(tmp_path, home, monkeypatch, capsys):
+    (home / "book" / "appendix").mkdir(parents=True)
+    (home / "data" / "gpus.csv").symlink_to(ROOT / "data" / "gpus.csv")
+    (home / "data" / "results").mkdir()
+    for name in ("cost", "bench"):
+        (home / "data" / "results" / f"{name}.json").symlink_to(ROOT / "data" / "results" / f"{name}.json")
+    asked = ["training", training.NOTHING, "SASRec", "Stage 1", "--dataset", "simulated", "--profile", "smoke"]
+    monkeypatch.setattr(sys, "argv", asked)
+    assert training.main() == 0
+    nothing, sasrec, stage1 = json.loads((home / "data" / "results" / "training.json").read_text())
+    assert nothing["wall_s"] is None and sasrec["wall_s"] > 0 and stage1["wall_s"] > 0
+    assert 0 < nothing["peak_mb"] < stage1["peak_mb"]  # Stage 1 holds a sentence encoder
+    assert sasrec["parameters"] < stage1["parameters"] and sasrec["epochs"] >= 1
+    assert "| Stage 1 | simulated |" in (home / "book" / "appendix" / "cost.md").read_text()
+    assert not (home / "data" / "artifacts" / "training_cost").exists()
