@@ -107,9 +107,16 @@ class YesNoTask(AnswerTask):
         return share.weigh(F.cross_entropy(logits, words.repeat(len(share))))
 
 
-def _own(run: Experiment) -> Experiment:
-    """The same experiment with an LLM of its own: adapters go into the model that they are made for."""
-    return Experiment(run.name, run.profile.name, run.seed, run.llm, run.device, run.overrides, run.store)
+def _adapted(run: Experiment) -> TALLRec:
+    """New adapters on a second copy of the LLM, whose frozen weights share the memory of ``run``'s, where that is loaded."""
+    own = Experiment(run.name, run.profile.name, run.seed, run.llm, run.device, run.overrides, run.store).adapted
+    if "backbone" in vars(run):
+        loaded = dict(run.backbone.model.named_parameters())
+        for name, weight in own.module.named_parameters():
+            same = loaded.get(name.replace(".base_layer", ""))
+            if same is not None and not weight.requires_grad and torch.equal(weight, same):
+                weight.data = same.data
+    return own
 
 
 def _inputs(run: Experiment) -> dict[str, Any]:
@@ -126,7 +133,7 @@ def yes_no_folder(run: Experiment) -> Path:
         some = torch.randperm(len(rows), generator=generator)[: config.max_rows]
         few = torch.randperm(len(held), generator=generator)[: config.eval_users]
         validation = _Part(held.take(few), candidates.take(few), torch.zeros(len(few), 0))
-        task = YesNoTask(YesNo(_own(run).adapted), run.sequences, rows.take(some), torch.zeros(len(some), 0), validation,
+        task = YesNoTask(YesNo(_adapted(run)), run.sequences, rows.take(some), torch.zeros(len(some), 0), validation,
                          config, run.seed)  # fmt: skip
         history = fit(task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=run.seed,
                       folder=folder, label="TALLRec (yes/no)", evaluate_start=True)  # fmt: skip
@@ -139,7 +146,7 @@ def yes_no_folder(run: Experiment) -> Path:
 
 def yes_no(run: Experiment) -> YesNo:
     """TALLRec (yes/no), trained, on ``run``'s data."""
-    return trained(YesNo(_own(run).adapted), yes_no_folder(run))
+    return trained(YesNo(_adapted(run)), yes_no_folder(run))
 
 
 def yes_no_scores(run: Experiment) -> np.ndarray:

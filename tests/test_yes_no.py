@@ -113,4 +113,7 @@ def test_from_an_experiment_to_stored_scores(home):
     assert (yes_no.yes_no_folder(run) / "trained.safetensors").exists()
     again = Experiment("simulated", "smoke", overrides=short)
     assert np.array_equal(yes_no.yes_no_scores(again), scores)
+    base = {p.data_ptr() for p in run.backbone.model.parameters()}
+    frozen = [p for n, p in yes_no.yes_no(run).module.named_parameters() if "lora_" not in n]
+    assert frozen and all(p.data_ptr() in base for p in frozen)  # one LLM in memory, not two
     assert not any("lora_" in n for n, _ in run.backbone.model.named_parameters())  # the LLM of others is left alone
