@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import psutil
 from joblib import Parallel, cpu_count, delayed
 from tqdm.auto import tqdm
 
@@ -10,6 +11,9 @@ from . import processes
 from .experiment import Experiment
 from .recommenders.models import model_named
 from .training import quiet
+
+
+MEMORY = 2**31  # bytes of one training: data, libraries and a small model
 
 
 def with_seed(run: Experiment, seed: int) -> Experiment:
@@ -22,13 +26,13 @@ def scores_by_seed(run: Experiment, models: list[str], once: tuple[str, ...] = (
     first; a model of ``once`` has the run's only.
 
     On a CPU what is not in the store is trained in as many processes as there are cores (``LOKY_MAX_CPU_COUNT`` sets
-    fewer), each with its share of the threads; at smoke one after another, since a process takes longer to start than a
-    smoke model to train. Results do not depend on it, but for the number of threads.
+    fewer) and memory allows, each with its share of the threads; at smoke one after another, since a process takes longer
+    to start than a smoke model to train. Results do not depend on it, but for the number of threads.
     """
     seeds = {name: range(run.seed, run.seed + (1 if name in once else run.profile.data.seeds)) for name in models}
     asked = [(name, with_seed(run, seed)) for name in models for seed in seeds[name]]
     missing = [(name, other) for name, other in asked if not _is_there(name, other)]
-    workers = min(len(missing), cpu_count())
+    workers = min(len(missing), cpu_count(), psutil.virtual_memory().available // MEMORY)
     if workers > 1 and run.device == "cpu" and run.profile.name != "smoke" and processes.count() == 1:
         _ = run.candidates  # drawn once, here
         made = Parallel(workers, return_as="generator_unordered")(delayed(_make)(*each) for each in missing)
