@@ -24,7 +24,7 @@ from torch import Tensor
 from . import metrics
 from .alignment import JointEmbeddings, joint_embeddings, train_alignment
 from .allmrec import ALLMRec
-from .llm.backbone import Backbone, load_backbone
+from .llm.backbone import Backbone, frozen_backbone
 from .llm.prompts import TEXT_ONLY
 from .llm.soft_tokens import PromptEncoder
 from .prepared import Prepared
@@ -41,13 +41,12 @@ from .text import TextEncoder
 from .training import load_trainable, trainable_state, write_history
 
 ASKING = ("sequences", "training", "metrics", "ranker", "llm.prompts", "llm.soft_tokens", "llm.backbone", "llm.decoding")
+FLOOR_CODE = ("sequences", "recommenders.base", "recommenders.floors")
 CODE = {
     "stage1": ("sequences", "training", "text", "alignment"),
     "stage2": (*ASKING, "projections", "allmrec"),
     "tallrec": (*ASKING, "tallrec"),
 }
-
-
 # What a name in a table stands for, where it is A-LLMRec with other settings. MLP-LLM has no Stage 1.
 VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}, "A-LLMRec (e+q)": {"stage2.joint": "both"},
             "A-LLMRec_all": {"stage1.all_items": True, "stage2.all_items": True}, "MLP-LLM": {"stage2.joint": "cf"}}  # fmt: skip
@@ -111,6 +110,7 @@ class Experiment(Prepared):
 
     def _inputs(self, kind: str) -> dict[str, Any]:
         own = {kind: asdict(getattr(self.profile, kind)), f"{kind} code": code_digest(*CODE[kind])}
+        own["max_len"] = self.profile.sasrec.max_len  # of the histories in all rows
         asked = {"llm": self.llm, "llm card": self.backbone.mark} if kind != "stage1" else {}
         if kind == "tallrec":
             before = {"seed": self.seed, "data": self.digest, "candidates": self.candidates["validation"].digest}
@@ -169,7 +169,7 @@ class Experiment(Prepared):
 
     @cached_property
     def backbone(self) -> Backbone:
-        return load_backbone(self.llm, self.device, precision=self.profile.stage2.precision, settings=self.profile.llm)
+        return frozen_backbone(self.llm, self.device, self.profile.stage2.precision, self.profile.llm)
 
     @cached_property
     def prompts(self) -> PromptEncoder:
@@ -234,10 +234,9 @@ class Experiment(Prepared):
 
     @cached_property
     def adapted(self) -> TALLRec:
-        """The LLM, a copy of its own, with adapters that have learned nothing yet."""
+        """The LLM with adapters that have learned nothing yet: modules of its own, the frozen weights of all others."""
         torch.manual_seed(self.seed)
-        backbone = load_backbone(self.llm, self.device, precision=self.profile.tallrec.precision, template=TEXT_ONLY.name,
-                                 settings=self.profile.llm)  # fmt: skip
+        backbone = replace(self.backbone.twin(), template=TEXT_ONLY, precision=self.profile.tallrec.precision)
         return TALLRec(backbone, PromptEncoder(backbone, self.data.titles, self.data.words), self.profile.tallrec)
 
     @cached_property
@@ -279,11 +278,14 @@ class Experiment(Prepared):
         if model in VARIANTS:
             return self.variant(model).scores("A-LLMRec", mode)
         inputs = {"model": model, "data": self.digest, "test": self.candidates["test"].digest,
-                  "scored by": code_digest("experiment")}  # fmt: skip
-        if model in MODELS or model in self._outside:
+                  "max_len": self.profile.sasrec.max_len, "scored by": code_digest("experiment", *FLOOR_CODE)}  # fmt: skip
+        if model == "Random":
+            inputs["seed"] = self.seed
+        elif model in MODELS or model in self._outside:
             inputs |= self._cf_inputs(model)
         elif model == "LLM-Only":
-            inputs |= {"mode": mode, "llm": self.backbone.mark, "code": code_digest(*ASKING)}
+            settings = {"history": self.profile.stage2.history, "precision": self.profile.stage2.precision}
+            inputs |= {"mode": mode, "llm": self.backbone.mark, "code": code_digest(*ASKING)} | settings
         elif model in ("A-LLMRec", "TALLRec"):
             inputs |= {"mode": mode} | self._inputs("stage2" if model == "A-LLMRec" else "tallrec")
 

@@ -187,9 +187,10 @@ def measure(scores: np.ndarray, shares: np.ndarray, prior: np.ndarray) -> dict[s
 
 def _overlap(scores: np.ndarray, shares: np.ndarray, k: int) -> np.ndarray:
     """Share of the k best scored genres that are among the user's k most frequent, ties of scores against the answer."""
-    favourite = shares >= -np.sort(-shares, axis=1)[:, k - 1 : k]
+    favourite = (shares >= -np.sort(-shares, axis=1)[:, k - 1 : k]) & (shares > 0)
+    most = np.clip((shares > 0).sum(axis=1), 1, k)  # of a user with fewer genres than k no more can be named
     order = np.lexsort((favourite, -scores), axis=1)[:, :k]  # among equal scores those that are no favourites come first
-    return np.take_along_axis(favourite, order, axis=1).mean(axis=1)
+    return np.take_along_axis(favourite, order, axis=1).sum(axis=1) / most
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -107,8 +107,7 @@ def training_candidates(sequences: Sequences, rows: Rows, count: int, seed: int)
     Negatives are items that occur in training: one that does not is never a target here, and as a negative it would teach
     that an unknown item is a wrong one.
     """
-    known = np.flatnonzero(sequences.train_counts())
-    return with_negatives(sequences, rows, count, np.random.default_rng([seed, 3]), known)
+    return with_negatives(sequences, rows, count, np.random.default_rng([seed, 3]), sequences.known)
 
 
 class AnswerTask:

@@ -86,6 +86,7 @@ class Sequences:
         self.lengths = np.diff(self.starts)
         self.held_out = np.where(self.lengths >= 3, 2, 0)  # events kept from training
         owners = np.repeat(np.arange(1, self.n_users + 1), self.lengths)
+        self._met: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
         self._pairs = np.unique(owners * (self.n_items + 1) + self.flat)
 
     @classmethod
@@ -160,6 +161,18 @@ class Sequences:
         return users, items
 
     @cached_property
+    def known(self) -> np.ndarray:
+        """The items that occur in training, sorted."""
+        return np.flatnonzero(self._train_counts)
+
+    def met(self, pool: np.ndarray) -> np.ndarray:
+        """How many items of ``pool`` each user interacted with anywhere: (n_users + 1,). Kept for the pool asked for last."""
+        if self._met[0] is not pool:
+            users, items = self._pairs // (self.n_items + 1), self._pairs % (self.n_items + 1)
+            self._met = pool, np.bincount(users[np.isin(items, pool)], minlength=self.n_users + 1)
+        return self._met[1]
+
+    @cached_property
     def _in_training(self) -> np.ndarray:
         return np.arange(len(self.flat)) < np.repeat(self.starts[1:] - self.held_out, self.lengths)
 
@@ -189,8 +202,7 @@ def with_negatives(sequences: Sequences, rows: Rows, count: int, rng: np.random.
     Raises :class:`DataError` naming a user for whom the pool has too few other items.
     """
     users = rows.users.numpy()
-    met = np.bincount((sequences._pairs // (sequences.n_items + 1))[np.isin(sequences._pairs % (sequences.n_items + 1), pool)],
-                      minlength=sequences.n_users + 1)  # fmt: skip
+    met = sequences.met(pool)
     short = users[len(pool) - met[users] < count]
     if len(short):
         raise DataError(

@@ -88,7 +88,8 @@ class Store:
         partial.mkdir(exist_ok=True)
         with Meter() as meter:
             make(partial)
-        (partial / "checkpoint.pt").unlink(missing_ok=True)
+        for checkpoint in partial.rglob("checkpoint.*"):  # a model trained in steps has one for each
+            checkpoint.unlink()
         (partial / "cost.json").write_text(json.dumps(meter.made))
         (partial / "manifest.json").write_text(json.dumps(inputs, indent=1, sort_keys=True, default=str))
         partial.rename(final)

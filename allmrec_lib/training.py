@@ -147,7 +147,7 @@ class _Checkpoint:
     def load(self) -> dict | None:
         if self.path is None or not self.path.exists():
             return None
-        return torch.load(self.path, weights_only=True)
+        return torch.load(self.path, map_location="cpu", weights_only=True)
 
     def due(self) -> bool:
         return self.path is not None and processes.is_main() and time.monotonic() - self.written > self.every_s
@@ -232,7 +232,8 @@ def fit(
             if checkpoint.due():
                 save()
         if epoch % eval_every == 0 or epoch == epochs:
-            better = evaluate(epoch, total / (eval_every * len(batches)))
+            since = (epoch - 1) % eval_every + 1  # epochs; fewer than eval_every at the end
+            better = evaluate(epoch, total / (since * len(batches)))
             total, stale = 0.0, 0 if better else stale + 1
         epoch, step = epoch + 1, 0
         if checkpoint.due():

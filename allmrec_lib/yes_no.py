@@ -108,15 +108,8 @@ class YesNoTask(AnswerTask):
 
 
 def _adapted(run: Experiment) -> TALLRec:
-    """New adapters on a second copy of the LLM, whose frozen weights share the memory of ``run``'s, where that is loaded."""
-    own = Experiment(run.name, run.profile.name, run.seed, run.llm, run.device, run.overrides, run.store).adapted
-    if "backbone" in vars(run):
-        loaded = dict(run.backbone.model.named_parameters())
-        for name, weight in own.module.named_parameters():
-            same = loaded.get(name.replace(".base_layer", ""))
-            if same is not None and not weight.requires_grad and torch.equal(weight, same):
-                weight.data = same.data
-    return own
+    """Adapters apart from those of ``run.tallrec``."""
+    return Experiment(run.name, run.profile.name, run.seed, run.llm, run.device, run.overrides, run.store).adapted
 
 
 def _inputs(run: Experiment) -> dict[str, Any]:

@@ -260,6 +260,28 @@ def test_the_same_run_twice_gives_the_same_numbers(tmp_path, monkeypatch, home):
     assert np.array_equal(llm, llm_again)
 
 
+def test_the_llm_is_in_memory_once(run):
+    other = Experiment("simulated", "smoke", seed=1)
+    assert other.backbone is run.backbone is run.variant("MLP-LLM").backbone
+    before, frozen = run.backbone.mark, list(run.backbone.model.named_modules())
+    tuned = run.adapted.module
+    own = {name: weight for name, weight in tuned.named_parameters() if "lora_" in name}
+    base = {weight.data_ptr() for weight in run.backbone.model.parameters()}
+    assert own and all(p.data_ptr() in base for n, p in tuned.named_parameters() if n not in own)
+    assert [(n, type(m)) for n, m in run.backbone.model.named_modules()] == [(n, type(m)) for n, m in frozen]
+    assert run.backbone.mark == before and not any("lora_" in n for n, _ in run.backbone.model.named_parameters())
+
+
+def test_stored_scores_are_those_of_what_was_asked_for(run):
+    def other(seed=0, **changes):
+        return Experiment("simulated", "smoke", seed, overrides={key.replace("__", "."): v for key, v in changes.items()})
+
+    assert not np.array_equal(run.scores("Random"), other(seed=1).scores("Random"))
+    assert not np.array_equal(run.scores("LLM-Only"), other(stage2__history=2).scores("LLM-Only"))
+    long, short = run.scores("Co-occurrence"), other(sasrec__max_len=1).scores("Co-occurrence")
+    assert not np.array_equal(long, short)
+
+
 def test_an_unknown_model_is_an_error(run):
     with pytest.raises(ValueError, match="unknown model 'SASREC'"):
         run.scores("SASREC")

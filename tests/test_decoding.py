@@ -220,3 +220,13 @@ def test_the_card_names_template_and_title_length(tmp_path):
     assert (backbone.template.name, backbone.title_tokens) == ("recall", 2)
     assert load_backbone(str(tmp_path), template="text-only").template is TEXT_ONLY
     assert max(len(t) for t in PromptEncoder(backbone, TITLES, DOMAINS["movie"]).title_ids) < 9
+
+
+@pytest.mark.parametrize("setting", ["final_logit_softcapping", "logit_scale", "logits_scaling"])
+def test_an_llm_whose_logits_are_changed_afterwards_is_refused(tmp_path, setting):
+    model = tiny_model("opt")
+    setattr(model.config, setting, 0.5)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=setting):
+        load_backbone(str(tmp_path))

@@ -78,6 +78,13 @@ def test_metrics_by_hand():
     assert np.allclose(told_apart(shares).mean(0), 0)
 
 
+def test_a_genre_that_a_user_never_had_is_no_favourite():
+    shares = np.array([[1.0, 0, 0, 0], [0, 0, 0, 0]])
+    last, first = (measure(np.tile(scores, (2, 1)), shares, shares[0]) for scores in ([0.0, 3, 2, 1], [3.0, 2, 1, 0]))
+    assert last["genre hit@3"].tolist() == [0, 0] and last["genre hit@1"].tolist() == [0, 0]
+    assert first["genre hit@3"].tolist() == [1, 0]
+
+
 def rows() -> Rows:
     histories = torch.tensor([[0, 1, 2], [3, 4, 5], [0, 0, 7]])
     return Rows(torch.tensor([1, 2, 3]), histories, torch.tensor([8, 9, 10]))

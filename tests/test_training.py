@@ -64,6 +64,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, die_at):
     assert [{k: v for k, v in r.items() if k != "seconds"} for r in history.rows] == drop
 
 
+def test_a_loss_is_the_mean_of_the_epochs_since_the_last_evaluation():
+    task = Line()
+    task.loss = lambda rows: task.module.weight.sum() * 0 + 1.0
+    history = run(task, epochs=8, eval_every=3)
+    assert [(row["epoch"], row["loss"]) for row in history.rows] == [(3, 1.0), (6, 1.0), (8, 1.0)]
+
+
 def test_early_stopping_keeps_the_best_weights():
     task = Line(metrics=[0.1, 0.5, 0.4, 0.3, 0.9])
     history = run(task, patience=2)
@@ -109,6 +116,18 @@ def test_the_store_makes_once_and_finds_again(tmp_path):
     assert store.get("thing", {"a": 1}, make) == first and len(made) == 1
     assert store.get("thing", {"a": 2}, make) != first and len(made) == 2
     assert (first / "x").read_text() == "1" and not list(tmp_path.glob("*.partial"))
+
+
+def test_no_checkpoint_stays_in_an_artifact(tmp_path):
+    def make(folder):
+        for part in (folder, folder / "stage1"):
+            part.mkdir(exist_ok=True)
+            (part / "checkpoint.pt").write_text("much")
+        (folder / "stage1" / "history.json").write_text("{}")
+
+    folder = Store(tmp_path).get("model", {}, make)
+    kept = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert kept == {"cost.json", "manifest.json", "stage1/history.json"}
 
 
 def test_a_failed_make_leaves_its_checkpoint_and_no_artifact(tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,14 @@ class Backbone:
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
-        if getattr(self.model.config, "final_logit_softcapping", None):
-            raise ValueError(f"{self.name}: its logits are soft-capped; the answer's loss is computed without that cap")
+        for setting in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(self.model.config, setting, None) not in (None, 1, 0):
+                raise ValueError(f"{self.name}: its logits go through {setting}; answers are scored and learned without that")
+
+    def twin(self) -> Backbone:
+        """The same LLM with modules of its own, for adapters to go into; the weights are the same in memory."""
+        shared = {id(weight): weight for weight in self.model.parameters()}
+        return replace(self, model=copy.deepcopy(self.model, shared))
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +148,16 @@ def load_backbone(name: str = POCKET, device: str = "cpu", dtype: torch.dtype | 
     known = TEMPLATES | {TEXT_ONLY.name: TEXT_ONLY}
     chosen = known[template or card.get("template", "paper")]
     return Backbone(name, model, tokenizer, chosen, card.get("max_title_tokens"), precision, Reads.of(card))
+
+
+def frozen_backbone(name: str, device: str, precision: str, settings: LLMConfig) -> Backbone:
+    """:func:`load_backbone`, once in a process: whoever asks for the same LLM reads the same weights."""
+    return _loaded(place_of(name), name, device, precision, settings)
+
+
+@cache
+def _loaded(place: str, name: str, device: str, precision: str, settings: LLMConfig) -> Backbone:
+    return load_backbone(name, device, precision=precision, settings=settings)
 
 
 def loading_options(settings: LLMConfig, device: str) -> dict[str, Any]:
