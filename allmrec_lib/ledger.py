@@ -16,7 +16,7 @@ from . import paper, results
 from .store import project_root
 
 DATASETS = {"movielens": "MovieLens-100K", "beauty": "Luxury Beauty"}
-IMPOSSIBLE = {("beauty", "claims_15"): "its items have no genres"}
+IMPOSSIBLE = {("beauty", "claims_15"): "its items have no genres", ("movielens", "claims_09"): "its users have 20 items or more"}
 HEAD = """# The paper's claims, one by one
 
 Every claim that a table or a figure of the paper makes, and what the same comparison gives here: the difference of Hit@1 on
@@ -40,8 +40,9 @@ def entries(profile: str = "laptop") -> pd.DataFrame:
             frame = recorded[claim.record]
             row = frame[frame["model"] == claim.claim]
             about = {"section": claim.section, "statement": claim.statement, "dataset": dataset}
-            result = row.iloc[0][["verdict", "value", "low", "high", "p", "n_users"]].to_dict() if len(row) else {}
             impossible = IMPOSSIBLE.get((dataset, claim.record))
+            known = len(row) and impossible is None
+            result = row.iloc[0][["verdict", "value", "low", "high", "p", "n_users"]].to_dict() if known else {}
             found.append(about | ({"verdict": "not run" if impossible is None else "cannot run here", "why": impossible} | result))
     return pd.DataFrame(found)
 
