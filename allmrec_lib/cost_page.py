@@ -103,7 +103,8 @@ Tokens a prompt were counted for {counted}; for other datasets those of `{stands
 ## By phase
 
 {cost.report(load_profile("paper", "beauty"), LLM, "A6000")}
-Weights are counted in 16 bits. Disk is without raw downloads.
+Weights are counted in 16 bits. Disk is without raw downloads. Memory is counted for this dataset's titles and without a margin;
+what decides before a run is the preflight, which wants more ([its table](gpu_box)).
 
 ## Predicted and measured here
 

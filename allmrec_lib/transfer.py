@@ -93,7 +93,7 @@ class Transfer:
             return trained(self.target.adapted, self.source.tallrec_folder)
         source = self.source.variant(name) if name in VARIANTS else self.source
         learned, q = source.allmrec, self.texts[0]
-        latent = q
+        latent = self.texts[1] if source.profile.stage2.joint == "cf" else q  # MLP-LLM reads E, which is guessed here
         if source.profile.stage2.joint == "both":  # of the CF side nothing is known: its mean, as for any unknown item
             latent = torch.cat([learned.joint[1:, : q.shape[1]].mean(dim=0).cpu().expand_as(q), q], dim=1)
         return ALLMRec(source.backbone, self.target.prompts, latent, learned.heads, learned.history)

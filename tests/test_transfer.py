@@ -43,6 +43,7 @@ def test_carried_to_its_own_dataset_the_text_side_is_what_it_was(source):
     rows, candidates = source.rows("test"), source.candidates["test"]
     carried = answering.predict(rows, candidates, source.x(rows))
     assert np.allclose(carried, source.scores("A-LLMRec"), atol=1e-3)
+    assert across.scores("MLP-LLM").shape == candidates.items.shape  # reads a guessed E, of another width than q
 
 
 def test_a_text_side_of_another_size_is_refused(source):
