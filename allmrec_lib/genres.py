@@ -130,8 +130,7 @@ class GenreQuestion:
             block = PromptBatch.of([prompts[i] for i in part.tolist()])
             prefix = decoding.read(self.model.backbone, self._embeds(block, x[part], seen, part), block.lengths)
             if free:
-                written = decoding.free(self.model.backbone, prefix, self.prompts.end[0])
-                out += [self.model.backbone.tokenizer.decode(ids) for ids in written]
+                out += decoding.free(self.model.backbone, prefix)
             else:
                 answers, sizes = names.ids.expand(len(part), -1, -1), names.lengths.expand(len(part), -1)
                 out.append(decoding.constrained(self.model.backbone, prefix, answers, sizes).cpu().numpy())

@@ -151,8 +151,9 @@ def edited(model: ALLMRec, edit: Edit, seed: int = 0) -> ALLMRec:
     return other
 
 
-def interventions(model: ALLMRec, rows: Rows, candidates: Candidates, x: Tensor, seed: int = 0) -> dict[str, np.ndarray]:
-    """Scores (N, C) of the model as it is and with one kind of soft token replaced."""
+def interventions(model: ALLMRec, rows: Rows, candidates: Candidates, x: Tensor, q: Tensor,
+                  seed: int = 0) -> dict[str, np.ndarray]:  # fmt: skip
+    """Scores (N, C) of the model as it is and with one kind of soft token replaced. q (n_items + 1, d') as the joint embeddings."""
     items, number = len(model.joint) - 1, len(rows)
     other = torch.from_numpy((np.arange(number) + np.random.default_rng(seed).integers(1, number, number)) % number)
     edits: dict[str, Edit] = {
@@ -163,4 +164,7 @@ def interventions(model: ALLMRec, rows: Rows, candidates: Candidates, x: Tensor,
     }
     scores = {"as it is": model.predict(rows, candidates, x)}
     scores["user token: another user's"] = model.predict(rows, candidates, x[other])
+    by_text = copy.copy(model)
+    by_text.joint = q.to(model.joint)
+    scores["all item tokens: q for e"] = by_text.predict(rows, candidates, x)
     return scores | {name: edited(model, edit, seed).predict(rows, candidates, x) for name, edit in edits.items()}

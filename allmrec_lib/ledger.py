@@ -9,42 +9,59 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from . import paper, results
+from . import paper, results, speed
 from .store import project_root
 
 DATASETS = {"movielens": "MovieLens-100K", "beauty": "Luxury Beauty"}
+TIMED = "bench"  # the record of claims on speed: what `make bench` measured
 IMPOSSIBLE = {("beauty", "claims_15"): "its items have no genres", ("movielens", "claims_09"): "its users have 20 items or more"}
 HEAD = """# The paper's claims, one by one
 
 Every claim that a table or a figure of the paper makes, and what the same comparison gives here: the difference of Hit@1 on
 the same users and candidates, its 95% interval, and the p-value of a paired sign-flip test. A claim *holds* when the interval
 lies above zero, *fails* when it lies below, and is *undecided* otherwise; of comparisons without any difference one in twenty
-would look decided, since nothing is corrected for their number. The LLM is the small one of this book
+would look decided, since nothing is corrected for their number. Of two claims on speed the number is the ratio and its range
+over the rounds of the benchmark, held against one. The LLM is the small one of this book
 ([its card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold there, and the reverse.
 
-This page is written by `python -m allmrec_lib.ledger` from what the chapters recorded at the `laptop` profile.
+This page is written by `python -m allmrec_lib.ledger` from what the chapters recorded at the `laptop` profile, and from what
+`make bench` timed.
 """
 
 
 def entries(profile: str = "laptop") -> pd.DataFrame:
     """One row a claim and dataset: section, statement, dataset, verdict ("not run" where no chapter recorded it, "cannot run
-    here" and why where none can), value, low, high, p, n_users."""
+    here" and why where none can), value, low, high, p, n_users; of a claim on speed the value is a ratio."""
     claims = pd.read_csv(project_root() / "data" / "paper" / "claims.csv")
     found = []
     for dataset in DATASETS:
-        recorded = {name: results.read(name, profile, dataset) for name in claims["record"].unique()}
+        recorded = {name: results.read(name, profile, dataset) for name in claims["record"].unique() if name != TIMED}
         for claim in claims.itertuples():
+            about = {"section": claim.section, "statement": claim.statement, "dataset": dataset}
+            if claim.record == TIMED:
+                found.append(about | _timed(claim.claim, dataset))
+                continue
             frame = recorded[claim.record]
             row = frame[frame["model"] == claim.claim]
-            about = {"section": claim.section, "statement": claim.statement, "dataset": dataset}
             impossible = IMPOSSIBLE.get((dataset, claim.record))
             known = len(row) and impossible is None
             result = row.iloc[0][["verdict", "value", "low", "high", "p", "n_users"]].to_dict() if known else {}
             found.append(about | ({"verdict": "not run" if impossible is None else "cannot run here", "why": impossible} | result))
     return pd.DataFrame(found)
+
+
+def _timed(what: str, dataset: str) -> dict[str, Any]:
+    """The verdict on a comparison of `make bench` with the small LLM: a ratio over one holds."""
+    rows = [row for row in speed.read_rows(speed.results_file("bench")) if row["what"] == what and row.get("llm") == "pocket"]
+    here = [row for row in rows if row["dataset"] == dataset]
+    if not here:
+        return {"verdict": "not run", "why": f"timed on {DATASETS[rows[0]['dataset']]}" if rows else None}
+    low, high = here[0]["ratio_low"], here[0]["ratio_high"]
+    return {"verdict": results.verdict(low - 1, high - 1), "value": here[0]["ratio"], "low": low, "high": high}
 
 
 def page(frame: pd.DataFrame) -> str:
@@ -63,6 +80,8 @@ def page(frame: pd.DataFrame) -> str:
 def _cell(row: pd.Series) -> str:
     if row["verdict"] in ("not run", "cannot run here"):
         return row["verdict"] if pd.isna(row["why"]) else f"{row['verdict']}: {row['why']}"
+    if pd.isna(row["p"]):
+        return f"**{row['verdict']}**: {row['value']:.2f} times [{row['low']:.2f}, {row['high']:.2f}]"
     number = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], p = {row['p']:.4f}, {row['n_users']:.0f} users"
     return f"**{row['verdict']}**: {number}"
 

@@ -125,16 +125,17 @@ def needed(config, profile: Profile, prompt: int, answer: int) -> Need:
     each, dtype = BYTES[settings.weights], torch.float32 if settings.weights == "fp32" else torch.bfloat16
     model = empty_model(config).to(dtype)
     held, count = weight_bytes(model, settings.weights), parameters(model)
+    copied = 0 if dtype == torch.float32 else 4 * model.get_output_embeddings().weight.numel()  # logits are computed in fp32
     size, learns = model.get_input_embeddings().embedding_dim, profile.sasrec.dim + profile.stage1.dim
     heads = (learns + 2 * size) * size  # F_U and F_I
     if settings.checkpointing:
         recompute_layers(model)
     batches = profile.stage2.batch_size, profile.tallrec.batch_size
     logits = [3 * 4 * rows * answer * config.vocab_size for rows in (*batches, READ_AT_ONCE * candidates)]
-    stage2 = held + ADAM * heads + activation_bytes(model, batches[0], prompt + answer, dtype) + logits[0]
+    stage2 = held + copied + ADAM * heads + activation_bytes(model, batches[0], prompt + answer, dtype) + logits[0]
     read = cache_bytes(config, READ_AT_ONCE, prompt + candidates * answer, each)
-    scoring = held + read + min(logits[2], 3 * 4 * 4096 * config.vocab_size)
+    scoring = held + copied + read + min(logits[2], 3 * 4 * 4096 * config.vocab_size)
     adapted = with_adapters(model, profile.tallrec)
     own = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    tallrec = held + ADAM * own + activation_bytes(adapted, batches[1], prompt + answer, dtype) + logits[1]
+    tallrec = held + copied + ADAM * own + activation_bytes(adapted, batches[1], prompt + answer, dtype) + logits[1]
     return Need(count, heads + own, held / 1e9, *(SLACK * n / 1e9 for n in (stage2, tallrec, scoring)))

@@ -88,10 +88,13 @@ class LLMRecommender:
         if mode == "trie":
             return decoding.trie(self.backbone, prefix, answers, sizes).float().cpu().numpy()
         if mode == "free":
-            written = decoding.free(self.backbone, prefix, self.prompts.end[0])
-            titles = [[self.prompts.title_ids[i] for i in row] for row in items.tolist()]
-            return np.array([[float(t == w) for t in row] for row, w in zip(titles, written, strict=True)], np.float32)
+            return self.named(items, decoding.free(self.backbone, prefix))
         raise ValueError(f"unknown decoding {mode!r}; one of constrained, score, trie, free")
+
+    def named(self, items: Tensor, texts: list[str]) -> np.ndarray:
+        """1.0 for the candidates (B, C) whose title is a row's text to the letter; no 1.0 in a row: an invalid answer."""
+        titles = [[self.backbone.written(self.prompts.title_ids[item]) for item in row] for row in items.tolist()]
+        return np.array([[float(t == text) for t in row] for row, text in zip(titles, texts, strict=True)], np.float32)
 
 
 @dataclass

@@ -66,24 +66,9 @@ class YesNo(LLMRecommender):
         if mode not in ("constrained", "score"):
             raise ValueError(f"decoding {mode!r}: a yes/no question is answered as constrained or score, no title is written")
         batch = PromptBatch.of([self.question(item) for item in items.flatten().tolist()])
-        logits = self._after(prefix, batch.ids.view(*items.shape, -1), batch.lengths.view(items.shape))
-        yes, no = logits[..., self.answer_ids].unbind(-1)
+        asked, sizes = batch.ids.view(*items.shape, -1), batch.lengths.view(items.shape)
+        yes, no = decoding.behind(self.backbone, prefix, asked, sizes)[..., self.answer_ids].unbind(-1)
         return (yes - no).cpu().numpy()
-
-    def _after(self, prefix: Prefix, asked: Tensor, sizes: Tensor) -> Tensor:
-        """Logits (B, C, V) behind each of a row's questions (B, C, A), which lie side by side in one pass."""
-        asked, sizes = asked.to(self.backbone.device), sizes.to(self.backbone.device)
-        read = torch.arange(asked.shape[2], device=sizes.device) < sizes[:, :, None]
-        token, owner, depth = decoding._side_by_side(asked, read)
-        own = (owner[:, :, None] == owner[:, None, :]) & (depth[:, :, None] >= depth[:, None, :])
-        prompt = decoding._visible(prefix)[:, None, :].expand(-1, owner.shape[1], -1)
-        embeds = self.backbone.embedding(token)
-        mask = decoding._mask(torch.cat([prompt, own], dim=-1), embeds.dtype)
-        with torch.inference_mode():
-            hidden = self.backbone.hidden(embeds, cache=prefix.cache, use_cache=True, attention_mask=mask,
-                                          position_ids=prefix.lengths[:, None] + depth)  # fmt: skip
-        ends = sizes.cumsum(1) - 1  # without gaps, in the candidates' order
-        return self.backbone.logits(hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1])))
 
 
 class YesNoTask(AnswerTask):

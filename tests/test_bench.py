@@ -98,7 +98,7 @@ def test_stage_2_has_the_same_loss_and_gradient_with_full_logits(ours):
 def test_free_generation_and_the_trie_agree_where_the_text_is_a_title(world, ours):
     rows, drawn = world.test_rows.take(torch.arange(8)), world.test.take(torch.arange(8))
     x = world.x(rows)
-    plain = inference.free_scores(ours.model, drawn, inference.generated(ours.model, rows, drawn, x, 4, 16))
+    plain = ours.model.named(drawn.items, inference.generated(ours.model, rows, drawn, x, 4, 16))
     assert (plain == ours.model.predict(rows, drawn, x, "free")).all()  # and the library's own free decoding writes the same
     valid, same = inference.agreement(plain, ours.model.predict(rows, drawn, x, "trie"))
     assert valid > 0 and same == 1.0

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import yaml
 
-from allmrec_lib.runner import KERNEL, ONE_THREAD
+from allmrec_lib.runner import KERNEL, SAME_EVERYWHERE
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb"))
@@ -77,5 +77,5 @@ def test_the_source_still_gives_what_it_shows(path):
     """nbval runs the source and compares each output with the stored one, numbers to two decimals."""
     command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
                "--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), str(path)]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | KERNEL | ONE_THREAD, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | KERNEL | SAME_EVERYWHERE, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:]

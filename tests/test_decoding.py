@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,13 +175,28 @@ def test_rows_do_not_depend_on_their_neighbours(backbone, prompts, read):
 
 def test_free_generation_is_that_of_transformers(backbone, prompts, read):
     make, batch, embeds = read
-    end = prompts.end[0]
-    ours = decoding.free(backbone, make(), end, longest=12)
+    ends = backbone.ends.nonzero()[:, 0].tolist()
+    ours = decoding.free(backbone, make(), longest=12)
     for row, written in enumerate(ours):
         prompt = embeds[row : row + 1, : batch.lengths[row]]
         theirs = backbone.model.generate(inputs_embeds=prompt, attention_mask=torch.ones(prompt.shape[:2], dtype=torch.long),
-                                         max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=end)  # fmt: skip
-        assert written == [t for t in theirs[0].tolist() if t != end]
+                                         max_new_tokens=12, do_sample=False, eos_token_id=ends, pad_token_id=ends[0])  # fmt: skip
+        assert written == backbone.written(theirs[0].tolist())
+
+
+def test_an_answer_ends_at_any_token_that_holds_a_closing_quote(backbone):
+    tokens = {'"': backbone.encode('"')[0]} | {t: i for t, i in backbone.tokenizer.get_vocab().items() if '"' in t}
+    assert all(bool(backbone.ends[i]) for i in tokens.values()) and not bool(backbone.ends[backbone.encode("a")[0]])
+    assert backbone.written(backbone.encode('A Title". And more')) == "A Title"
+
+
+def test_an_llm_in_bf16_tells_candidates_apart_in_fp32(backbone):
+    hidden = 8 * torch.randn(5, backbone.embedding.embedding_dim, generator=torch.Generator().manual_seed(0)).bfloat16()
+    backbone.model.to(torch.bfloat16)
+    found, head = backbone.logits(hidden), backbone.model.get_output_embeddings()
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, torch.nn.functional.linear(hidden.float(), head.weight.float()), atol=1e-5)
+    assert found.unique().numel() > head(hidden).unique().numel()  # which the LLM's own head in bf16 does not
 
 
 def test_equal_logits_give_equal_scores(backbone, prompts, read):
@@ -189,6 +205,14 @@ def test_equal_logits_give_equal_scores(backbone, prompts, read):
     one_token = torch.full((4, 3, 1), 5)
     found = decoding.score(backbone, read[0](), one_token, torch.ones(4, 3, dtype=torch.long))
     assert torch.allclose(found, torch.full((4, 3), -np.log(backbone.embedding.num_embeddings), dtype=found.dtype))
+
+
+def test_an_llm_is_told_from_others_by_its_card_and_by_every_weight(backbone):
+    before = backbone.mark
+    assert replace(backbone, title_tokens=3).mark != before == replace(backbone).mark
+    with torch.no_grad():
+        list(backbone.model.parameters())[-1].flatten()[0] += 1
+    assert replace(backbone).mark != before
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------

@@ -75,8 +75,11 @@ def test_edits_change_what_they_say_and_nothing_else(backbone, prompts):
 
 def test_interventions_leave_the_model_as_it_was(backbone, prompts):
     model, rows, candidates, x = world(backbone, prompts)
-    scores = interventions(model, rows, candidates, x)
-    assert len(scores) == 6 and all(s.shape == (2, 3) for s in scores.values())
+    q = torch.rand(model.joint.shape, generator=torch.Generator().manual_seed(1))
+    scores = interventions(model, rows, candidates, x, q)
+    same = interventions(model, rows, candidates, x, model.joint)["all item tokens: q for e"]
+    assert np.array_equal(same, scores["as it is"]) and not np.allclose(same, scores["all item tokens: q for e"], atol=1e-4)
+    assert len(scores) == 7 and all(s.shape == (2, 3) for s in scores.values())
     assert np.array_equal(scores["as it is"], model.predict(rows, candidates, x))
     assert not np.allclose(scores["as it is"], scores["positive's token: swapped with a negative's"], atol=1e-4)
     assert np.array_equal(edited(model, lambda ids, *_: ids).predict(rows, candidates, x), scores["as it is"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,7 +20,7 @@ from ..config import LLMConfig
 from ..shares import recomputing
 from ..store import project_root
 from ..training import autocast
-from .prompts import TEMPLATES, TEXT_ONLY, Template
+from .prompts import ANSWER_END, TEMPLATES, TEXT_ONLY, Template
 
 POCKET = "pocket"
 
@@ -82,14 +83,29 @@ class Backbone:
 
     @cached_property
     def mark(self) -> str:
-        """What tells this LLM from any other: template, configuration, a hash of its token embeddings."""
-        card = hashlib.sha256(self.model.config.to_json_string(use_diff=True).encode()).hexdigest()[:12]
-        weights = next(self.model.parameters()).detach().float().cpu().numpy().tobytes()
-        return f"{self.template.name} {card} {hashlib.sha256(weights).hexdigest()[:12]}"
+        """What tells this LLM from any other: template, a hash of configuration and card, one of each weight's beginning."""
+        about = (self.model.config.to_json_string(use_diff=True), self.title_tokens, self.reads)
+        weights = hashlib.sha256()
+        for weight in self.model.parameters():
+            weights.update(weight.detach().flatten()[:4096].float().cpu().numpy().tobytes())
+        return f"{self.template.name} {hashlib.sha256(repr(about).encode()).hexdigest()[:12]} {weights.hexdigest()[:12]}"
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a piece of a prompt, without special tokens."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Which tokens end an answer, bool (V,): those that hold a closing quote, alone or with a full stop, and the end of text."""
+        held = [token for text, token in self.tokenizer.get_vocab().items() if ANSWER_END in text]
+        end = self.tokenizer.eos_token_id
+        found = torch.zeros(len(self.model.get_output_embeddings().weight), dtype=torch.bool)
+        found[[token for token in (*held, *([] if end is None else [end])) if token < len(found)]] = True
+        return found.to(self.device)
+
+    def written(self, ids: list[int]) -> str:
+        """The text of an answer's tokens, up to the closing quote."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).partition(ANSWER_END)[0]
 
     @property
     def start(self) -> list[int]:
@@ -105,9 +121,15 @@ class Backbone:
         return out.to(embeds.device)  # an LLM over several cards ends on another one
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits over the vocabulary for chosen positions: (..., d_token) -> (..., V), float32."""
-        with autocast(self.device.type, self.precision):
-            return self.model.get_output_embeddings()(hidden.to(self.embedding.weight.dtype)).float().to(hidden.device)
+        """Logits over the vocabulary for chosen positions: (..., d_token) -> (..., V).
+
+        At least in float32, whatever the LLM computes in: a logit of 20 has steps of 1/8 in bfloat16, and candidates would tie.
+        """
+        head = self.model.get_output_embeddings()
+        wide = torch.promote_types(head.weight.dtype, torch.float32)
+        wanted, bias = hidden.to(head.weight.device, wide), None if head.bias is None else head.bias.to(wide)
+        with autocast(self.device.type, "fp32"):
+            return F.linear(wanted, head.weight.to(wide), bias).to(hidden.device)
 
 
 def place_of(name: str) -> str:

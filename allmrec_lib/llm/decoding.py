@@ -109,7 +109,31 @@ def token_log_probs(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: 
     read = torch.arange(answers.shape[2] - 1, device=sizes.device) < sizes[:, :, None] - 1  # the last needs no successor
     if not bool(read.any()):
         return first.unsqueeze(-1)
-    token, owner, depth = _side_by_side(answers[:, :, :-1], read)
+    hidden, owner = _continued(backbone, prefix, answers[:, :, :-1], read)
+    wanted = answers[:, :, 1:][read]
+    picked = [
+        part.log_softmax(-1).gather(1, token[:, None])[:, 0]
+        for part, token in zip(_logit_chunks(backbone, hidden[owner >= 0]), wanted.split(4096), strict=True)
+    ]
+    later = first.new_zeros(read.shape)
+    later[read] = torch.cat(picked)
+    return torch.cat([first.unsqueeze(-1), later], dim=-1)
+
+
+@torch.inference_mode()
+def behind(backbone: Backbone, prefix: Prefix, asked: Tensor, sizes: Tensor) -> Tensor:
+    """Logits (B, C, V) of the token behind each of C continuations of a row's prompt. Arguments as for :func:`score`."""
+    asked, sizes = asked.to(backbone.device), sizes.to(backbone.device)
+    read = torch.arange(asked.shape[2], device=sizes.device) < sizes[:, :, None]
+    hidden, _ = _continued(backbone, prefix, asked, read)
+    ends = sizes.cumsum(1) - 1  # without gaps, in the continuations' order
+    return backbone.logits(hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1])))
+
+
+def _continued(backbone: Backbone, prefix: Prefix, tokens: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, Q, d) of the tokens (B, C, A) that are ``read``, each continuation seeing the prompt and its own
+    beginning only, and the continuation (B, Q) that each belongs to. The prompt's cache is left as it was."""
+    token, owner, depth = _side_by_side(tokens, read)
     own = (owner[:, :, None] == owner[:, None, :]) & (depth[:, :, None] >= depth[:, None, :])
     prompt = _visible(prefix)[:, None, :].expand(-1, owner.shape[1], -1)
     hidden = backbone.hidden(
@@ -118,14 +142,7 @@ def token_log_probs(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: 
         position_ids=prefix.lengths[:, None] + depth,
     )  # fmt: skip
     prefix.cache.crop(-token.shape[1])
-    wanted = answers[:, :, 1:][read]
-    picked = [
-        part.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        for part, token in zip(_logit_chunks(backbone, hidden[owner >= 0]), wanted.split(4096), strict=True)
-    ]
-    later = torch.zeros(read.shape, device=first.device)
-    later[read] = torch.cat(picked)
-    return torch.cat([first.unsqueeze(-1), later], dim=-1)
+    return hidden, owner
 
 
 def _side_by_side(tokens: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,8 +205,8 @@ def trie(backbone: Backbone, prefix: Prefix, answers: Tensor, sizes: Tensor, ear
 
 
 @torch.inference_mode()
-def free(backbone: Backbone, prefix: Prefix, end: int, longest: int = 64) -> list[list[int]]:
-    """Plain greedy generation: the token ids of every row up to the closing quote ``end`` (or ``longest`` tokens).
+def free(backbone: Backbone, prefix: Prefix, longest: int = 64) -> list[str]:
+    """Plain greedy generation: the text of every row up to the closing quote (or of ``longest`` tokens).
 
     Consumes ``prefix``.
     """
@@ -198,13 +215,12 @@ def free(backbone: Backbone, prefix: Prefix, end: int, longest: int = 64) -> lis
     for step in range(longest):
         token = prefix.log_probs.argmax(-1)
         for row, value in zip(active.tolist(), token.tolist(), strict=True):
-            if value != end:
-                written[row].append(value)
-        rows = (token != end).nonzero()[:, 0]
+            written[row].append(value)
+        rows = (~backbone.ends[token]).nonzero()[:, 0]
         if len(rows) == 0 or step + 1 == longest:
             break
         if len(rows) < len(token):
             prefix.keep(rows)
             active, token = active[rows], token[rows]
         _advance(backbone, prefix, token, step)
-    return written
+    return [backbone.written(ids) for ids in written]

@@ -24,8 +24,8 @@ MODES = ("trie", "score")
 
 @torch.inference_mode()
 def generated(model: LLMRecommender, rows: Rows, drawn: Candidates, x: torch.Tensor, batch: int, longest: int,
-              stop: int | None = None) -> list[list[int]]:  # fmt: skip
-    """What the LLM writes after each prompt: token ids up to the closing quote. ``stop``: the token that ends a row
+              stop: int | None = None) -> list[str]:  # fmt: skip
+    """What the LLM writes after each prompt, up to the closing quote. ``stop``: the token that ends a row
     (None: the LLM's own end of text)."""
     llm, end, written = model.backbone.model, model.prompts.end[0], []
     for part in torch.arange(len(rows)).split(batch):
@@ -37,14 +37,8 @@ def generated(model: LLMRecommender, rows: Rows, drawn: Candidates, x: torch.Ten
         stop_at = model.backbone.tokenizer.eos_token_id if stop is None else stop
         out = llm.generate(inputs_embeds=inputs, attention_mask=mask, max_new_tokens=longest, do_sample=False,
                            eos_token_id=stop_at, pad_token_id=end)  # fmt: skip
-        written += [row[: row.index(end)] if end in row else row for row in out.tolist()]
+        written += [model.backbone.written(row) for row in out.tolist()]
     return written
-
-
-def free_scores(model: LLMRecommender, drawn: Candidates, written: list[list[int]]) -> np.ndarray:
-    """1.0 for candidates whose title was written to the letter; a row without one is an invalid answer. (N, C)."""
-    titles = model.prompts.title_ids
-    return np.array([[float(titles[i] == w) for i in items] for items, w in zip(drawn.items.tolist(), written, strict=True)])
 
 
 def agreement(free: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
@@ -68,7 +62,7 @@ def inference(
               "stopped": lambda: generated(model, some, drawn, x, batch, longest, model.prompts.end[0])}  # fmt: skip
     taken, found = by_turns(sides, rounds, warm=False), []
     for mode in MODES:
-        valid, same = agreement(free_scores(model, drawn, written[0]), answers[mode])
+        valid, same = agreement(model.named(drawn.items, written[0]), answers[mode])
         stopped = {
             "theirs is": "generation told to stop at the closing quote",
             **compared(taken[mode], taken["stopped"], len(some)),
