@@ -30,8 +30,8 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python -o -n "$(PYTHON)" || (echo "Python 3.11 or 3.12 is needed and was not found; say where: make setup PYTHON=/path/to/python3.11" && exit 2)
 	@test -x $(BIN)/python || (rm -rf .venv && $(PYTHON) -m venv .venv)
 	@echo "installing (about two minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/.*"torch==\([^"]*\)".*/\1/p' pyproject.toml)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check torch==$$(sed -n 's/.*"torch==\([^"]*\)".*/\1/p' pyproject.toml)
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[book,test]'
 	@touch $@
 
 book: $(STAMP) ## run the chapters on real data and render the book: DATASET=movielens CHAPTERS="01 02"
@@ -47,7 +47,7 @@ tune: $(STAMP) ## try the paper's learning rates on validation: MODEL=GRU4Rec DA
 	@$(BIN)/python -m allmrec_lib.tune $(MODEL) --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
 
 grid: $(STAMP) ## chapters x datasets x seeds: DATASETS="movielens beauty" SEEDS="0 1" LLMS=pocket CHAPTERS="01 02" JOBS=1
-	@test -x $(BIN)/snakemake || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[grid]'
+	@test -x $(BIN)/snakemake || $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[grid]'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --jobs $(JOBS) --keep-going --nolock --rerun-incomplete --rerun-triggers mtime --quiet rules \
 	  --config datasets="$(DATASETS)" seeds="$(SEEDS)" llms="$(LLMS)" chapters="$(CHAPTERS)" profile=$(PROFILE) device=$(DEVICE)
 
