@@ -29,7 +29,7 @@ from .llm.prompts import TEXT_ONLY
 from .llm.soft_tokens import PromptEncoder
 from .prepared import Prepared
 from .projections import projections
-from .ranker import LLMRecommender, train_answers
+from .ranker import AnswerTask, LLMRecommender, train_answers
 from .recommenders.base import EmbeddingRecommender, represent, score_rows
 from .recommenders.floors import FLOORS
 from .recommenders.models import MODELS, model_named, train_recommender
@@ -207,25 +207,21 @@ class Experiment(Prepared):
             latent = latent[1:].mean(0).expand_as(latent)
         return ALLMRec(self.backbone, self.prompts, latent, heads, settings.history)
 
-    def _asked(self, section: str, model: LLMRecommender, label: str) -> Path:
-        """The artifact of what learns in a model that asks an LLM."""
-
-        def make(folder: Path) -> None:
-            rows = self.rows("validation")
-            train = self.train_rows(section)
-            train = (train, self._x(model, train))
-            validation = (rows, self.candidates["validation"], self._x(model, rows))
-            config = getattr(self.profile, section)
-            history = train_answers(model, self.sequences, train, validation, config, self.seed, folder, label)
-            save_file({n: p.detach().cpu().contiguous() for n, p in trainable_state(model.module).items()},
-                      folder / "trained.safetensors")  # fmt: skip
-            write_history(history, folder)
-
-        return self.store.get(section, self._inputs(section), make)
+    def learn_answers(self, section: str, model: LLMRecommender, folder: Path, label: str,
+                      kind: type[AnswerTask] = AnswerTask) -> None:  # fmt: skip
+        """Train what learns in a model that asks an LLM, with the settings of ``section``, into an artifact's ``folder``."""
+        rows, train = self.rows("validation"), self.train_rows(section)
+        validation = (rows, self.candidates["validation"], self._x(model, rows))
+        history = train_answers(model, self.sequences, (train, self._x(model, train)), validation,
+                                getattr(self.profile, section), self.seed, folder, label, kind)  # fmt: skip
+        save_file({n: p.detach().cpu().contiguous() for n, p in trainable_state(model.module).items()},
+                  folder / "trained.safetensors")  # fmt: skip
+        write_history(history, folder)
 
     @cached_property
     def stage2_folder(self) -> Path:
-        return self._asked("stage2", self.untrained(), "Stage 2")
+        return self.store.get("stage2", self._inputs("stage2"),
+                              lambda folder: self.learn_answers("stage2", self.untrained(), folder, "Stage 2"))  # fmt: skip
 
     @cached_property
     def allmrec(self) -> ALLMRec:
@@ -241,7 +237,8 @@ class Experiment(Prepared):
 
     @cached_property
     def tallrec_folder(self) -> Path:
-        return self._asked("tallrec", self.adapted, "TALLRec")
+        return self.store.get("tallrec", self._inputs("tallrec"),
+                              lambda folder: self.learn_answers("tallrec", self.adapted, folder, "TALLRec"))  # fmt: skip
 
     @cached_property
     def tallrec(self) -> TALLRec:
@@ -261,10 +258,14 @@ class Experiment(Prepared):
         backbone = replace(self.backbone, template=TEXT_ONLY)
         return LLMRecommender(backbone, PromptEncoder(backbone, self.data.titles, self.data.words), self.profile.stage2.history)
 
+    def changed(self, overrides: dict[str, Any] | None = None, seed: int | None = None) -> Experiment:
+        """The same experiment with other settings or another seed; the two share the store, and no model in memory."""
+        return Experiment(self.name, self.profile.name, self.seed if seed is None else seed, self.llm, self.device,
+                          self.overrides | (overrides or {}), self.store, self.cf)  # fmt: skip
+
     def variant(self, model: str) -> Experiment:
         """The experiment in which ``model``, a name of :data:`VARIANTS`, is A-LLMRec."""
-        changed = self.overrides | VARIANTS[model]
-        other = Experiment(self.name, self.profile.name, self.seed, self.llm, self.device, changed, self.store, self.cf)
+        other = self.changed(VARIANTS[model])
         other._recommenders, other._outside = self._recommenders, self._outside
         return other
 

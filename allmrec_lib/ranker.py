@@ -181,10 +181,10 @@ class AnswerTask:
 
 def train_answers(model: LLMRecommender, sequences: Sequences, train: tuple[Rows, Tensor],
                   validation: tuple[Rows, Candidates, Tensor], config: Stage2Config, seed: int = 0,
-                  folder: Path | None = None, label: str = "Stage 2") -> History:  # fmt: skip
+                  folder: Path | None = None, label: str = "Stage 2", kind: type[AnswerTask] = AnswerTask) -> History:  # fmt: skip
     """Train what learns in ``model`` (A-LLMRec: F_U and F_I), stopping early on validation NDCG@10.
 
-    ``train``: rows and x^u; ``validation``: rows, candidates and x^u.
+    ``train``: rows and x^u; ``validation``: rows, candidates and x^u; ``kind``: what a row asks of the LLM.
     """
     rows, x = train
     generator = torch.Generator().manual_seed(seed)
@@ -195,6 +195,6 @@ def train_answers(model: LLMRecommender, sequences: Sequences, train: tuple[Rows
     if config.eval_users is not None and config.eval_users < len(held.rows):
         index = torch.randperm(len(held.rows), generator=generator)[: config.eval_users]
         held = _Part(held.rows.take(index), held.candidates.take(index), held.x[index])
-    task = AnswerTask(model, sequences, rows, x, held, config, seed)
+    task = kind(model, sequences, rows, x, held, config, seed)
     return fit(task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=seed, folder=folder,
                label=label, evaluate_start=True)  # fmt: skip

@@ -16,11 +16,6 @@ from .training import quiet
 MEMORY = 2**31  # bytes of one training: data, libraries and a small model
 
 
-def with_seed(run: Experiment, seed: int) -> Experiment:
-    """The same experiment with another seed."""
-    return Experiment(run.name, run.profile.name, seed, run.llm, run.device, run.overrides, run.store)
-
-
 def scores_by_seed(run: Experiment, models: list[str], once: tuple[str, ...] = ()) -> dict[str, list[np.ndarray]]:
     """Scores (N, 20) on the stored test candidates by recommender: one array for each of ``data.seeds`` seeds, the run's
     first; a model of ``once`` has the run's only.
@@ -30,14 +25,14 @@ def scores_by_seed(run: Experiment, models: list[str], once: tuple[str, ...] = (
     to start than a smoke model to train. Results do not depend on it, but for the number of threads.
     """
     seeds = {name: range(run.seed, run.seed + (1 if name in once else run.profile.data.seeds)) for name in models}
-    asked = [(name, with_seed(run, seed)) for name in models for seed in seeds[name]]
+    asked = [(name, run.changed(seed=seed)) for name in models for seed in seeds[name]]
     missing = [(name, other) for name, other in asked if not _is_there(name, other)]
     workers = min(len(missing), cpu_count(), psutil.virtual_memory().available // MEMORY)
     if workers > 1 and run.device == "cpu" and run.profile.name != "smoke" and processes.count() == 1:
         _ = run.candidates  # drawn once, here
         made = Parallel(workers, return_as="generator_unordered")(delayed(_make)(*each) for each in missing)
         list(tqdm(made, "training", len(missing), unit="model", disable=quiet()))
-    return {name: [with_seed(run, seed).scores(name) for seed in seeds[name]] for name in models}
+    return {name: [run.changed(seed=seed).scores(name) for seed in seeds[name]] for name in models}
 
 
 def _is_there(name: str, run: Experiment) -> bool:

@@ -162,6 +162,49 @@ class _Checkpoint:
         self.written = time.monotonic()
 
 
+class _Run:
+    """A training under way, and what a checkpoint holds of it: weights, optimizer, the best weights so far and how far it is."""
+
+    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, checkpoint: _Checkpoint):
+        self.task, self.optimizer, self.checkpoint = task, optimizer, checkpoint
+        self.history, self.best = History(), trainable_state(task.module)
+        self.epoch, self.step, self.total, self.stale, seconds = 1, 0, 0.0, 0, 0.0
+        state = processes.from_main(checkpoint.load())
+        if state:
+            load_trainable(task.module, state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.best, self.history = state["best"], History(**state["history"])
+            self.epoch, self.step, self.total, seconds, self.stale = state["progress"]
+        self.begin = time.monotonic() - seconds
+
+    def save(self) -> None:
+        progress = (self.epoch, self.step, self.total, time.monotonic() - self.begin, self.stale)
+        self.checkpoint.save({"module": trainable_state(self.task.module), "best": self.best, "progress": progress,
+                              "optimizer": self.optimizer.state_dict(), "history": vars(self.history)})  # fmt: skip
+
+    def save_if_due(self) -> None:
+        if self.checkpoint.due():
+            self.save()
+
+    def update(self, loss: Tensor) -> None:
+        """One step of the optimizer."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.total, self.step = self.total + processes.mean(loss.detach()), self.step + 1
+
+    def evaluate(self, epoch: int, loss: float | None) -> float:
+        """Validate; the weights are kept if they are the best so far, and counted as stale otherwise."""
+        self.task.module.eval()
+        metric = processes.from_main(self.task.validate())
+        self.history.rows.append({"epoch": epoch, "loss": loss, "metric": metric, "seconds": time.monotonic() - self.begin})
+        self.total, self.stale = 0.0, self.stale + 1
+        if metric > self.history.best:
+            self.history.best, self.history.best_epoch = metric, epoch
+            self.best, self.stale = trainable_state(self.task.module), 0
+        return metric
+
+
 @repeatable()
 def fit(
     task: Task,
@@ -184,62 +227,28 @@ def fit(
     the first step are a candidate too (epoch 0).
     """
     optimizer = torch.optim.Adam(task.parameters(), weight_decay=weight_decay, betas=betas)
-    checkpoint, history = _Checkpoint(folder, checkpoint_s), History()
-    best = trainable_state(task.module)
-    state = processes.from_main(checkpoint.load())
-    epoch, step, total, seconds, stale = 1, 0, 0.0, 0.0, 0
-    if state:
-        load_trainable(task.module, state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        best, (epoch, step, total, seconds, stale) = state["best"], state["progress"]
-        history = History(**state["history"])
-    begin, loss_of = time.monotonic() - seconds, step_of(task)
-
-    def save() -> None:
-        progress = (epoch, step, total, time.monotonic() - begin, stale)
-        checkpoint.save({"module": trainable_state(task.module), "best": best, "optimizer": optimizer.state_dict(),
-                         "progress": progress, "history": vars(history)})  # fmt: skip
-
+    run, loss_of = _Run(task, optimizer, _Checkpoint(folder, checkpoint_s)), step_of(task)
     per_epoch = len(task.batches(torch.arange(task.n_rows)))
-    bar = tqdm(total=epochs * per_epoch, initial=(epoch - 1) * per_epoch + step, desc=label, unit="step",
+    bar = tqdm(total=epochs * per_epoch, initial=(run.epoch - 1) * per_epoch + run.step, desc=label, unit="step",
                disable=quiet(), smoothing=0.05, mininterval=0.5, leave=False)  # fmt: skip
-
-    def evaluate(number: int, mean: float | None) -> bool:
-        """Validate; whether these weights are the best so far."""
-        nonlocal best
-        task.module.eval()
-        metric = processes.from_main(task.validate())
-        history.rows.append({"epoch": number, "loss": mean, "metric": metric, "seconds": time.monotonic() - begin})
-        bar.set_postfix(metric=f"{metric:.4f}")
-        if metric > history.best:
-            history.best, history.best_epoch, best = metric, number, trainable_state(task.module)
-        return history.best_epoch == number
-
-    if evaluate_start and not history.rows:
-        evaluate(0, None)
-    while epoch <= epochs and stale < patience:
-        order = torch.randperm(task.n_rows, generator=torch.Generator().manual_seed(seed_for(seed, epoch)))
+    if evaluate_start and not run.history.rows:
+        bar.set_postfix(metric=f"{run.evaluate(0, None):.4f}")
+    while run.epoch <= epochs and run.stale < patience:
+        order = torch.randperm(task.n_rows, generator=torch.Generator().manual_seed(seed_for(seed, run.epoch)))
         batches = task.batches(order)
         task.module.train()
-        for number in range(step, len(batches)):
-            torch.manual_seed(seed_for(seed, epoch, number))
-            loss = loss_of(batches[number])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total, step = total + processes.mean(loss.detach()), number + 1
+        for number in range(run.step, len(batches)):
+            torch.manual_seed(seed_for(seed, run.epoch, number))
+            run.update(loss_of(batches[number]))
             bar.update()
-            if checkpoint.due():
-                save()
-        if epoch % eval_every == 0 or epoch == epochs:
-            since = (epoch - 1) % eval_every + 1  # epochs; fewer than eval_every at the end
-            better = evaluate(epoch, total / (since * len(batches)))
-            total, stale = 0.0, 0 if better else stale + 1
-        epoch, step = epoch + 1, 0
-        if checkpoint.due():
-            save()
-    save()
+            run.save_if_due()
+        if run.epoch % eval_every == 0 or run.epoch == epochs:
+            since = (run.epoch - 1) % eval_every + 1  # epochs; fewer than eval_every at the end
+            bar.set_postfix(metric=f"{run.evaluate(run.epoch, run.total / (since * len(batches))):.4f}")
+        run.epoch, run.step = run.epoch + 1, 0
+        run.save_if_due()
+    run.save()
     bar.close()
-    load_trainable(task.module, best)
+    load_trainable(task.module, run.best)
     task.module.eval()
-    return history
+    return run.history

@@ -13,19 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .experiment import ASKING, Experiment, trained
 from .llm import decoding
 from .llm.decoding import Prefix
 from .llm.soft_tokens import PromptBatch
-from .ranker import AnswerTask, LLMRecommender, _Part, training_candidates
+from .ranker import AnswerTask, LLMRecommender, training_candidates
 from .sequences import Candidates, Rows
 from .shares import Share
 from .store import code_digest
 from .tallrec import TALLRec
-from .training import fit, trainable_state, write_history
 
 BEFORE = """Given the user's preference, identify whether the user will like the target {noun} by answering "Yes" or "No".
 User Preference: """
@@ -92,39 +90,22 @@ class YesNoTask(AnswerTask):
         return share.weigh(F.cross_entropy(logits, words.repeat(len(share))))
 
 
-def _adapted(run: Experiment) -> TALLRec:
-    """Adapters apart from those of ``run.tallrec``."""
-    return Experiment(run.name, run.profile.name, run.seed, run.llm, run.device, run.overrides, run.store).adapted
-
-
 def _inputs(run: Experiment) -> dict[str, Any]:
     return run._inputs("tallrec") | {"yes/no code": code_digest(*ASKING, "tallrec", "yes_no")}
 
 
 def yes_no_folder(run: Experiment) -> Path:
-    """The artifact of the adapters, trained with the settings of ``tallrec`` on as many rows."""
-    config = run.profile.tallrec
+    """The artifact of the adapters, apart from those of ``run.tallrec``, trained with its settings on the same rows."""
 
     def make(folder: Path) -> None:
-        generator = torch.Generator().manual_seed(run.seed)
-        rows, held, candidates = run.train_rows("tallrec"), run.rows("validation"), run.candidates["validation"]
-        some = torch.randperm(len(rows), generator=generator)[: config.max_rows]
-        few = torch.randperm(len(held), generator=generator)[: config.eval_users]
-        validation = _Part(held.take(few), candidates.take(few), torch.zeros(len(few), 0))
-        task = YesNoTask(YesNo(_adapted(run)), run.sequences, rows.take(some), torch.zeros(len(some), 0), validation,
-                         config, run.seed)  # fmt: skip
-        history = fit(task, epochs=config.epochs, patience=config.patience, eval_every=config.eval_every, seed=run.seed,
-                      folder=folder, label="TALLRec (yes/no)", evaluate_start=True)  # fmt: skip
-        save_file({n: p.detach().cpu().contiguous() for n, p in trainable_state(task.module).items()},
-                  folder / "trained.safetensors")  # fmt: skip
-        write_history(history, folder)
+        run.learn_answers("tallrec", YesNo(run.changed().adapted), folder, "TALLRec (yes/no)", YesNoTask)
 
     return run.store.get("yes_no", _inputs(run), make)
 
 
 def yes_no(run: Experiment) -> YesNo:
     """TALLRec (yes/no), trained, on ``run``'s data."""
-    return trained(YesNo(_adapted(run)), yes_no_folder(run))
+    return trained(YesNo(run.changed().adapted), yes_no_folder(run))
 
 
 def yes_no_scores(run: Experiment) -> np.ndarray:

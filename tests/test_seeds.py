@@ -49,7 +49,7 @@ def test_only_what_is_missing_is_trained_and_elsewhere(tmp_path, monkeypatch):
     seeds.scores_by_seed(run, ["SASRec", "NCF"])
     assert len(seen) == 1  # too little memory for two: one after another
     monkeypatch.undo()
-    assert seeds._is_there("SASRec", run) and not seeds._is_there("SASRec", seeds.with_seed(run, 7))
+    assert seeds._is_there("SASRec", run) and not seeds._is_there("SASRec", run.changed(seed=7))
 
 
 def test_a_failing_seed_is_an_error_that_names_its_cause(tmp_path, monkeypatch):
