@@ -435,3 +435,16 @@ def test_the_benchmark_s_two_sides_agree(tmp_path: Path) -> None:
     users, titles = theirs(*paths, threshold=5)
     assert dataset.interactions.groupby("user")["item"].apply(list).tolist() == list(users.values())
     assert len(titles) == dataset.n_items > 100 and dataset.n_users == len(users) > 100
+
+
+def test_the_page_says_what_reading_took() -> None:
+    from allmrec_lib import speed
+    from tests.bench.raw_files import row
+
+    run = {"users": 7, "cpu_s": 2.0, "peak_mb": 500.0}
+    made = row({"ours": [run | {"wall_s": 1.0}], "theirs": [run | {"wall_s": 12.0, "cpu_s": 11.0, "peak_mb": 900.0}]}, 1000)
+    assert (made["ours"], made["ratio"], made["ratio_cpu"]) == (1000.0, 12.0, 5.5)
+    assert "1,000 reviews" in speed.raw_files([made]) and "500 MB against 900 MB" in speed.raw_files([made])
+    assert "**12** [12, 12] | 10: reached" in speed.ratios([made]) and speed.raw_files([]) == ""
+    with pytest.raises(SystemExit, match="do not find the same users"):
+        row({"ours": [run | {"wall_s": 1.0}], "theirs": [run | {"wall_s": 2.0, "users": 8}]}, 1000)

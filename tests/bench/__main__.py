@@ -33,7 +33,7 @@ def run(name: str, world: World, films: World, quick: bool = False) -> None:
             "stage1": lambda: stage1.stage1(films, **sizes), "stage2": lambda: stage2.stage2(world, **sizes),
             "inference": lambda: inference.inference(world, **sizes), "table10": lambda: table10.table10(world, **sizes)}  # fmt: skip
     if name == "profiles":
-        merge(where.where(world, films, **sizes), speed.results_file("profiles"), ("what", "device"))
+        merge(where.where(world, films, **sizes), speed.results_file("profiles"), ("what",))
     elif name == "constants":
         calibrate.write(world, films, **sizes)
     else:
