@@ -51,3 +51,14 @@ def test_a_recorded_test_becomes_a_verdict(home):
     text = ledger.page(ledger.entries())
     assert "**fails**: -0.020 [-0.030, -0.010], p = 0.0010, 100 users" in text and "\t" not in text and "nan" not in text
     assert json.loads(ledger._json(ledger.entries()))[0]["section"] == "5.2.1"
+
+
+def test_a_claim_on_speed_is_found_for_each_dataset_it_was_timed_on(monkeypatch):
+    of_films = {"dataset": "movielens", "ratio": 0.8, "ratio_low": 0.7, "ratio_high": 0.9}
+    row = {"what": "x", "llm": "pocket", "dataset": "beauty", "ratio": 1.2, "ratio_low": 1.1, "ratio_high": 1.3}
+    monkeypatch.setattr(ledger.speed, "read_rows", lambda path: [row | {"also": [{"theirs is": "another", "ratio": 5.0}, of_films]}])
+    assert ledger._timed("x", "beauty") == {"verdict": "holds", "value": 1.2, "low": 1.1, "high": 1.3}
+    assert ledger._timed("x", "movielens") == {"verdict": "fails", "value": 0.8, "low": 0.7, "high": 0.9}
+    monkeypatch.setattr(ledger.speed, "read_rows", lambda path: [row])
+    assert ledger._timed("x", "movielens") == {"verdict": "not run", "why": "timed on Luxury Beauty"}
+    assert ledger._timed("y", "movielens") == {"verdict": "not run", "why": None}

@@ -31,7 +31,7 @@ def run(name: str, world: World, films: World, quick: bool = False) -> None:
     both = [world, films] if world.name != films.name else [world]
     made = {"sasrec": lambda: cf.sasrec(both, **sizes), "evaluation": lambda: cf.evaluation(both, **sizes),
             "stage1": lambda: stage1.stage1(films, **sizes), "stage2": lambda: stage2.stage2(world, **sizes),
-            "inference": lambda: inference.inference(world, **sizes), "table10": lambda: table10.table10(world, **sizes)}  # fmt: skip
+            "inference": lambda: inference.inference(world, **sizes), "table10": lambda: table10.table10(both, **sizes)}  # fmt: skip
     if name == "profiles":
         merge(where.where(world, films, **sizes), speed.results_file("profiles"), ("what",))
     elif name == "constants":
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in args.names or ALL:
         if name == "paper":
             command = f"make bench-paper SIZE={args.llm} BATCH={args.batch} DEVICE={args.device}"
-            merge(table10.table10(world, args.llm, args.batch, args.rounds, args.device, command))
+            merge(table10.table10([world], args.llm, args.batch, args.rounds, args.device, command))
         else:
             run(name, world, films, args.quick)
         print(f"{name}: {time.monotonic() - begin:.0f} s so far", flush=True)

@@ -127,7 +127,13 @@ def inference(world: World, tasks: dict[str, AnswerTask], batch: int, rounds: in
                dataset=world.name, batch_size=batch, paper=AIMS[INFERENCE], also=[also])  # fmt: skip
 
 
-def table10(world: World, llm: str = "pocket", batch: int = 8, rounds: int = 2, device: str = "cpu",
+def table10(worlds: list[World], llm: str = "pocket", batch: int = 8, rounds: int = 2, device: str = "cpu",
             command: str = "python -m tests.bench table10") -> list[dict]:  # fmt: skip
-    tasks = sides(world, llm, batch, device)
-    return [part(world, tasks, batch, rounds, device, command, llm) for part in (training, inference)]
+    """The first dataset is the rows', others stand in ``also``."""
+    found = []
+    for world in worlds:
+        tasks = sides(world, llm, batch, device)
+        found.append([part(world, tasks, batch, rounds, device, command, llm) for part in (training, inference)])
+    compared_in = ("dataset", "ours", "theirs", "ratio", "ratio_low", "ratio_high")
+    return [first | {"also": first.get("also", []) + [{key: other[key] for key in compared_in} for other in others]}
+            for first, *others in zip(*found, strict=True)]  # fmt: skip
