@@ -20,6 +20,7 @@ from .config import Stage2Config, quiet
 from .llm import decoding
 from .llm.backbone import Backbone
 from .llm.soft_tokens import PromptBatch, PromptEncoder, embed
+from .meter import give_back_memory
 from .sequences import Candidates, Rows, Sequences, with_negatives
 from .shares import Share
 from .training import History, bucketed_batches, fit
@@ -72,6 +73,7 @@ class LLMRecommender:
             with torch.inference_mode():
                 prefix = decoding.read(self.backbone, self.embeds(block, x[part]), block.lengths)
             bar.update(processes.count())
+            give_back_memory()
             return self._decode(prefix, candidates.items[part], mode)
 
         with bar:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from . import processes
 from .config import quiet
+from .meter import give_back_memory
 from .shares import step_of
 
 
@@ -242,6 +243,7 @@ def fit(
             run.update(loss_of(batches[number]))
             bar.update()
             run.save_if_due()
+            give_back_memory()
         if run.epoch % eval_every == 0 or run.epoch == epochs:
             since = (run.epoch - 1) % eval_every + 1  # epochs; fewer than eval_every at the end
             bar.set_postfix(metric=f"{run.evaluate(run.epoch, run.total / (since * len(batches))):.4f}")

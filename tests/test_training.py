@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from allmrec_lib import meter
 from allmrec_lib.store import Store, code_digest
 from allmrec_lib.training import autocast, bucketed_batches, fit, seed_for, split_batches
 
@@ -168,3 +171,19 @@ def test_a_killed_process_does_not_block_the_next(tmp_path):
 
 def test_code_digests_differ():
     assert code_digest("training") == code_digest("training") != code_digest("store")
+
+
+@pytest.mark.skipif(meter._TRIM is None, reason="the C library is not glibc")
+def test_freed_memory_goes_back_to_the_system():
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) // 2**10 for line in status if line.startswith("VmRSS"))
+
+    pieces = [np.ones(12_000) for _ in range(3000)]  # 96 kB each, below what is given back by itself
+    kept = pieces[::100]
+    del pieces
+    before = resident()
+    meter.give_back_memory(every_s=3600)
+    assert resident() > before - 50  # not yet
+    meter.give_back_memory(every_s=0)
+    assert resident() < before - 200 and kept[-1].all()
