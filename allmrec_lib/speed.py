@@ -22,8 +22,9 @@ HEAD = """# Speed, and what bounds it
 
 Every point where the straightforward way loses time, measured against that way: `make bench` runs both sides by turns in one
 run on the same rows, and takes medians. The straightforward way is written out in `tests/bench`; a test holds that both
-sides compute the same. The machine of these numbers ran other programs too: with one CPU thread a side's time is the time of
-its own process, and the range in brackets is the smallest and the largest ratio of a round. Weights are random, on which
+sides compute the same. The machines of these numbers ran other programs too: with one CPU thread a side's time is the time of
+its own process, and the range in brackets is the smallest and the largest ratio of a round. A ratio depends on the machine:
+where large matrices are multiplied faster, what the straightforward way wastes costs it less. Weights are random, on which
 speed does not depend, except that free generation ends where the LLM ends it.
 
 This page is written by `python -m allmrec_lib.speed` from what the benchmarks recorded.
@@ -134,6 +135,7 @@ def _table10(rows: list[dict[str, Any]]) -> str:
     if not found:
         return ""
     first = found[0]
+    rows = [row for row in rows if row["device"] == first["device"]]
     every, ratio = first["positions_a_row"], first["ratio"]
     paper = pd.read_csv(project_root() / "data" / "paper" / "table_10.csv").set_index(["model", "metric"])["value"]
     everything = paper["A-LLMRec_all", "train_min"] / paper["A-LLMRec", "train_min"]
@@ -168,7 +170,11 @@ def profiles(rows: list[dict[str, Any]]) -> str:
 
 def page(rows: list[dict[str, Any]], seen: list[dict[str, Any]]) -> str:
     """The page as Markdown."""
-    parts = [HEAD, "## Ratios\n", ratios(rows), raw_files(rows) + answers(rows), commands(rows), _table10(rows)]
+    parts = [HEAD, "## Ratios\n"]
+    for device in dict.fromkeys(row["device"].partition(",")[0] for row in rows):
+        own = [row for row in rows if row["device"].startswith(device)]
+        parts += [f"### {device}\n", ratios(own), raw_files(own) + answers(own), commands(own)]
+    parts.append(_table10(rows))
     if seen:
         best = seen[0]
         parts += [f"""## Profiles
