@@ -422,7 +422,7 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
         for number in range(4000):  # 80 MB of texts
             file.write(json.dumps(GOOD | {"unixReviewTime": number, "reviewText": padding}).encode() + b"\n")
     events, ids = amazon.read_reviews(path, DataReport())
-    assert len(events) == 4000 and sorted(ids) == ["I", "a"]
+    assert len(events) == 4000 and ids.to_list() == ["I"]
     assert events.memory_usage(index=False).sum() == 4000 * 20
 
 

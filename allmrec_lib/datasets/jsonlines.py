@@ -1,6 +1,6 @@
 """Big files of JSON lines, plain or gzipped, as tables: multi-threaded, in bounded memory, no bad line unseen.
 
-A thread reads and decompresses blocks of whole lines while polars parses the block before on all cores. A block in which
+A thread reads and decompresses blocks of whole lines while polars parses those before, on all cores. A block in which
 polars meets an error, or a value that is missing or odd, is read again line by line: that says which line is bad and why.
 For a million gzipped reviews polars took 2.4 s of CPU and duckdb 2.4 s (``tests/bench/raw_files.py --engines``); polars stays,
 since it parses blocks that are handed to it, so that line numbers, lines of any length and the progress are in our hands.
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 from isal import igzip, isal_zlib
@@ -24,6 +26,7 @@ from tqdm import tqdm
 from ..config import quiet
 from .base import DataError, DataReport
 
+T = TypeVar("T")
 BLOCK = 8 << 20  # bytes: memory does not grow with the file
 MAX_LINE = 8 << 20  # bytes: a longer line is no record
 SHOWN = 10
@@ -80,8 +83,10 @@ class JsonLines:
     def tables(self, fields: Fields) -> Iterator[pl.DataFrame]:
         """The wanted fields of all good records, in the file's order."""
         with tqdm(desc=self.path.name, total=self.path.stat().st_size, unit="B", unit_scale=True, disable=quiet()) as bar:
-            for block in _ahead(self._blocks(bar)):
-                yield self._table(block, fields)
+            for table, bad in _ahead(self._blocks(bar), lambda block: self._table(block, fields)):
+                for number, error in bad:
+                    self._reject(number, error)
+                yield table
         why = "; ".join(self.shown) + ("; ..." if self.bad > SHOWN else "")
         self.report.add(f"bad lines in {self.path.name}", self.bad, f"skipped: {why}" if self.bad else "")
 
@@ -106,25 +111,25 @@ class JsonLines:
             where = f"after line {_whole_lines(self.path)}"
             raise DataError(f"{self.path.name} is damaged or ends early, {where} ({error}); fetch it again") from error
 
-    def _table(self, block: Block, fields: Fields) -> pl.DataFrame:
-        """The block's good records: from polars, unless a line of it needs a closer look."""
+    def _table(self, block: Block, fields: Fields) -> tuple[pl.DataFrame, list[tuple[int, BadLine]]]:
+        """The block's good records, from polars unless a line of it needs a closer look; and its bad lines by number."""
         if not block.long:
             try:
                 table = pl.read_ndjson(block.data, schema=fields.schema)
                 if len(table) == block.lines and not table.select(fields.odd.any()).item():
-                    return table
+                    return table, []
             except pl.exceptions.PolarsError:
                 pass  # the closer look says what is wrong
         return self._line_by_line(block, fields)
 
-    def _line_by_line(self, block: Block, fields: Fields) -> pl.DataFrame:
-        rows = []
+    def _line_by_line(self, block: Block, fields: Fields) -> tuple[pl.DataFrame, list[tuple[int, BadLine]]]:
+        rows, bad = [], []
         for number, line in enumerate(block.data.removesuffix(b"\n").split(b"\n"), block.first):
             try:
                 rows.append(fields.row(parse(line)))
             except BadLine as error:
-                self._reject(number, error)
-        return pl.DataFrame(rows, schema=fields.schema, orient="row")
+                bad.append((number, error))
+        return pl.DataFrame(rows, schema=fields.schema, orient="row"), bad
 
     def _reject(self, number: int, error: BadLine) -> None:
         if self.strict:
@@ -159,10 +164,16 @@ def _whole_lines(path: Path) -> int:
     return lines
 
 
-def _ahead(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same blocks, the next one being read while the one before is worked on."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = reader.submit(next, blocks, None)
-            yield block
+def _ahead(blocks: Iterator[Block], work: Callable[[Block], T]) -> Iterator[T]:
+    """``work`` of every block, in their order: a thread reads the next blocks while others work on those before."""
+    workers = min(os.cpu_count() or 1, 4)  # polars uses all cores for a block too; more blocks at once would only take memory
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(workers) as pool:
+        coming: deque[Future[T]] = deque()
+        following = reader.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = reader.submit(next, blocks, None)
+            coming.append(pool.submit(work, block))
+            if len(coming) > workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
