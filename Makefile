@@ -19,6 +19,10 @@ SIZE ?= opt-6.7b
 BATCH ?= 4
 RUN := $(BIN)/python -m allmrec_lib.runner
 
+# Packages are installed uncompiled: their bytecode is written where it is first used, also in an image that forbids it
+# (every process would otherwise compile torch and transformers anew, 12 s each time).
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup book test chapter tune ledger grid bench bench-paper html notebooks clean
 
 help: ## this list
