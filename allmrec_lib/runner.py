@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from functools import cache
@@ -30,6 +31,12 @@ NEEDS = ("dataset", "profile", "llm", "device")  # what decides what a run needs
 
 # For the sources: the last digits depend on how many threads add up, and on how wide the processor's registers are.
 SAME_EVERYWHERE = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2"}
+TRAINED = """
+from hashlib import sha256
+from allmrec_lib.experiment import Experiment
+run = Experiment("simulated", "smoke")
+print(sha256(b"".join(run.scores(model).tobytes() for model in ("SASRec", "A-LLMRec"))).hexdigest()[:16])
+"""
 
 
 class ChapterError(RuntimeError):
@@ -196,14 +203,31 @@ def run_book(only: list[str] | None = None, **parameters: Any) -> None:
     print(f"all {len(names)} chapters in {time.monotonic() - begin:.0f} s", flush=True)
 
 
+def arithmetic() -> str:
+    """A fingerprint of the last digits on this machine: of what SASRec and A-LLMRec score, trained at the smoke profile.
+
+    Matrix products by MKL round in one way on processors of one maker and in another on those of another, whatever its
+    switches say; training makes a last digit one right answer more or less.
+    """
+    command = [sys.executable, "-c", TRAINED]
+    done = subprocess.run(command, env=os.environ | KERNEL | SAME_EVERYWHERE, capture_output=True, text=True)
+    if done.returncode:
+        raise ChapterError(f"the fingerprint of this machine's arithmetic could not be taken:\n{done.stderr[-2000:]}")
+    return done.stdout.split()[-1]
+
+
 def run_sources(only: list[str] | None = None) -> None:
     """Execute the chapters' sources in place at their default parameters (the smoke profile), with one CPU thread and
-    AVX2, so that the outputs stored in them are the same on any machine of that kind."""
+    AVX2; their metadata holds the fingerprint of the :func:`arithmetic` that the outputs stored in them come from."""
     os.environ.update(SAME_EVERYWHERE)
+    digits = arithmetic()
     for name in only or list(chapters()):
         source = find_chapter(name)
         begin = time.monotonic()
         _execute(source, source, {})
+        notebook = nbformat.read(source, as_version=4)
+        notebook.metadata["arithmetic"] = digits
+        write_notebook(notebook, source)
         print(f"{source.stem}: done in {time.monotonic() - begin:.0f} s", flush=True)
 
 

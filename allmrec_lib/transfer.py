@@ -38,7 +38,7 @@ class Foreign:
         """x^u: (B, L) -> (B, d)."""
         histories = histories[:, -self.trained.config.max_len :]
         given = self.embeddings.to(histories.device)[histories]
-        return self.trained.states(given, (histories != 0).unsqueeze(-1))[:, -1]
+        return self.trained.last_state(given, (histories != 0).unsqueeze(-1))
 
     def score(self, histories: Tensor, candidates: Tensor) -> Tensor:
         """(B, L) and (B, C) -> (B, C)."""

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import yaml
 
-from allmrec_lib.runner import KERNEL, SAME_EVERYWHERE
+from allmrec_lib.runner import KERNEL, SAME_EVERYWHERE, arithmetic
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb"))
@@ -72,10 +72,19 @@ def test_copies_hold_the_sources_code(path):
     assert len(injected) == 1 and f'dataset = "{path.parent.name}"' in injected[0] and 'profile = "laptop"' in injected[0]
 
 
+def nbval(path: Path, compare: bool) -> subprocess.CompletedProcess:
+    """Run a source by nbval; ``compare``: each output with the stored one, numbers to two decimals."""
+    command = [sys.executable, "-m", "pytest", "--nbval" if compare else "--nbval-lax", "-q", "-p", "no:cacheprovider",
+               "-p", "no:hypothesispytest", "--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), str(path)]  # fmt: skip
+    return subprocess.run(command, cwd=ROOT, env=os.environ | KERNEL | SAME_EVERYWHERE, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
 def test_the_source_still_gives_what_it_shows(path):
-    """nbval runs the source and compares each output with the stored one, numbers to two decimals."""
-    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
-               "--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), str(path)]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | KERNEL | SAME_EVERYWHERE, capture_output=True, text=True)
+    """On a machine that rounds in another way than the one the source was executed on, it may show something else, but runs."""
+    done = nbval(path, compare=True)
+    if done.returncode and arithmetic() != read(path).metadata["arithmetic"]:
+        done = nbval(path, compare=False)
+        if not done.returncode:
+            pytest.skip("this machine rounds in another way than the one the source was executed on; it ran, by its own asserts")
     assert done.returncode == 0, done.stdout[-6000:]

@@ -65,7 +65,8 @@ def test_attention_is_the_formula(model):
     weights = (q @ k.transpose(1, 2) / 16**0.5).masked_fill(~visible[:, 0], -torch.inf).softmax(-1)
     y = block.norm(block.query_norm(x) + block.out(weights @ v))
     expected = y + block.outer(block.inner(y).relu())
-    assert torch.allclose(block(x, visible), expected, atol=1e-6)
+    assert torch.allclose(block(x, x, visible), expected, atol=1e-6)
+    assert torch.allclose(block(x[:, -1:], x, visible[:, :, -1:]), expected[:, -1:], atol=1e-6)
 
 
 def test_the_score_is_the_dot_product(model):

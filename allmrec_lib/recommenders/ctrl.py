@@ -31,13 +31,13 @@ class CTRL(SASRec):
         self.final = nn.Linear(config.dim, config.dim)
         self.titles, self.words = data.titles, data.words
 
-    def states(self, inputs: Tensor, real: Tensor) -> Tensor:
-        return self.final(super().states(inputs, real)) * real
+    def read(self, inputs: Tensor, real: Tensor, wanted: slice) -> Tensor:
+        return self.final(super().read(inputs, real, wanted)) * real[:, wanted]
 
     def view(self, histories: Tensor) -> Tensor:
         """SASRec's own state after a history, before the last layer: (B, L) -> (B, d)."""
         real = (histories != 0).unsqueeze(-1)
-        return super().states(self.embed(histories), real)[:, -1]
+        return super().read(self.embed(histories), real, slice(-1, None))[:, -1]
 
     def told(self, items: list[int]) -> str:
         """A history whose last item is the one to predict, in words."""

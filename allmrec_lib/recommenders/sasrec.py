@@ -17,7 +17,7 @@ from .sequential import SequentialModel
 
 
 class Block(nn.Module):
-    """Causal self-attention and a position-wise feed-forward network, (B, L, d) -> (B, L, d)."""
+    """Causal self-attention and a position-wise feed-forward network."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
@@ -28,10 +28,10 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-8)
         self.inner, self.outer = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """``visible`` (B, 1, L, L): which position sees which."""
+    def forward(self, x: Tensor, seen: Tensor, visible: Tensor) -> Tensor:
+        """``x`` (B, Q, d): the positions to compute, of ``seen`` (B, L, d); ``visible`` (B, 1, Q, L): which sees which. (B, Q, d)."""
         normed = self.query_norm(x)
-        query, (key, value) = self.query(normed), self.key_value(x).chunk(2, dim=-1)
+        query, (key, value) = self.query(normed), self.key_value(seen).chunk(2, dim=-1)
         heads = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)]
         drop = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(*heads, attn_mask=visible, dropout_p=drop)
@@ -54,13 +54,21 @@ class SASRec(SequentialModel):
         with torch.no_grad():
             self.items.weight[0] = 0.0
 
-    def states(self, inputs: Tensor, real: Tensor) -> Tensor:
+    def read(self, inputs: Tensor, real: Tensor, wanted: slice) -> Tensor:
+        """The states after the ``wanted`` positions, Q of L; the last block computes no others. (B, Q, d)."""
         length = inputs.shape[1]
         places = torch.arange(length, device=inputs.device)
         causal, itself = places[:, None] >= places, places[:, None] == places
         visible = (causal & (real.transpose(1, 2) | itself)).unsqueeze(1)  # a padding row sees itself: no empty softmax
         x = inputs * self.config.dim**0.5 + self.positions.weight[self.config.max_len - length :]
         x = F.dropout(x, self.config.dropout, self.training) * real
-        for block in self.blocks:
-            x = block(x, visible) * real
+        for block in self.blocks[:-1]:
+            x = block(x, x, visible) * real
+        x = self.blocks[-1](x[:, wanted], x, visible[:, :, wanted]) * real[:, wanted]
         return self.final_norm(x)
+
+    def states(self, inputs: Tensor, real: Tensor) -> Tensor:
+        return self.read(inputs, real, slice(None))
+
+    def last_state(self, inputs: Tensor, real: Tensor) -> Tensor:
+        return self.read(inputs, real, slice(-1, None))[:, -1]

@@ -37,6 +37,10 @@ class SequentialModel(nn.Module):
         """The state after every position. inputs (B, L, d): item embeddings; real (B, L, 1): no padding. (B, L, d)."""
         raise NotImplementedError
 
+    def last_state(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """The state after the last position, for models that can do with less than all. (B, d)."""
+        return self.states(inputs, real)[:, -1]
+
     def hidden(self, histories: Tensor) -> Tensor:
         """(B, L) -> (B, L, d)."""
         return self.states(self.embed(histories), (histories != 0).unsqueeze(-1))
@@ -52,7 +56,8 @@ class SequentialModel(nn.Module):
     def user_representation(self, histories: Tensor) -> Tensor:
         """x^u: (B, L) -> (B, d)."""
         longest = int((histories != 0).sum(dim=1).max()) if len(histories) else 0  # the rest is padding in every row
-        return self.hidden(histories[:, -min(max(longest, 1), self.config.max_len) :])[:, -1]
+        histories = histories[:, -min(max(longest, 1), self.config.max_len) :]
+        return self.last_state(self.embed(histories), (histories != 0).unsqueeze(-1))
 
     def score(self, histories: Tensor, candidates: Tensor) -> Tensor:
         """(B, L) and (B, C) -> (B, C)."""
