@@ -21,7 +21,7 @@ from allmrec_lib.llm.prompts import clean_title
 
 CARD = json.loads((Path(__file__).resolve().parent.parent / "data" / "pocket_llm" / "card.json").read_text())
 SKILLS = CARD["recall, first token, lists of 20 held-out titles"][CARD["template"]]
-LISTS = 200
+LISTS = 100
 
 
 @pytest.fixture(scope="module")
