@@ -21,8 +21,8 @@ from typing import Any
 import pandas as pd
 
 from .config import ConfigError, Profile, load_profile
+from .paths import project_root
 from .speed import number, results_file, table
-from .store import project_root
 from .work import LLMS, Shape, answer_flops, encoder_flops, encoder_shape, step_flops
 
 GPU_SHARE = 147 / 312  # of the peak: OPT-175B's training reached 147 TFLOP/s on A100s that have 312 (Zhang et al. 2022)

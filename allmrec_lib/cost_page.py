@@ -12,8 +12,8 @@ import pandas as pd
 
 from . import cost
 from .config import load_profile
+from .paths import project_root
 from .speed import number, read_rows, results_file, table, write_page
-from .store import project_root
 
 LLM, DATASETS = "opt-6.7b", ("beauty", "toys", "video_games", "movies_and_tv")
 HEAD = """# What will it cost me?

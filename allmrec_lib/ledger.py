@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from . import paper, results, speed
-from .store import project_root
+from .paths import project_root
 
 DATASETS = {"movielens": "MovieLens-100K", "beauty": "Luxury Beauty"}
 TIMED = "bench"  # the record of claims on speed: what `make bench` measured

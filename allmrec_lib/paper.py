@@ -10,7 +10,7 @@ from functools import cache
 import pandas as pd
 
 from . import results
-from .store import project_root
+from .paths import project_root
 
 HEAD = """# The paper's numbers, beside each other
 

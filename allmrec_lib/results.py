@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from . import metrics
-from .store import Store, project_root
+from .paths import project_root
+from .store import Store
 
 FIELDS = ("model", "dataset", "profile", "llm", "metric", "value", "low", "high", "n_users", "seeds", "paper", "section")
 

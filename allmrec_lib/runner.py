@@ -22,7 +22,7 @@ from typing import Any
 
 import nbformat
 
-from .store import project_root
+from .paths import project_root
 
 KERNEL = {"ALLMREC_QUIET": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
           "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip

@@ -12,7 +12,6 @@ from .experiment import Experiment
 from .recommenders.models import model_named
 from .training import quiet
 
-
 MEMORY = 2**31  # bytes of one training: data, libraries and a small model
 
 

@@ -84,7 +84,7 @@ def shown(rows: pd.DataFrame) -> str:
     lines = []
     for claim, own in tests.groupby("model", sort=False):
         found = own.set_index("condition")
-        texts = found["value low high verdict".split()].apply(lambda r: "{:+.4f} [{:+.4f}, {:+.4f}]: {}".format(*r), axis=1)
+        texts = found[["value", "low", "high", "verdict"]].apply(lambda r: "{:+.4f} [{:+.4f}, {:+.4f}]: {}".format(*r), axis=1)
         lines.append([claim, *texts[columns]])
     return text + "\n" + table(["difference, 95% interval", *columns], lines)
 

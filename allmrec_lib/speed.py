@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from .store import project_root
+from .paths import project_root
 
 # What each comparison is meant to reach; for Table 10 the paper's ratio.
 TRAINING, INFERENCE = "A-LLMRec over TALLRec: training", "A-LLMRec over TALLRec: inference"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,11 +21,7 @@ from filelock import FileLock
 
 from . import processes
 from .meter import Meter
-
-
-def project_root() -> Path:
-    """The folder that holds ``data/``: ``ALLMREC_HOME`` or the repository this file lies in."""
-    return Path(os.environ.get("ALLMREC_HOME") or Path(__file__).resolve().parent.parent)
+from .paths import project_root
 
 
 def code_digest(*modules: str) -> str:

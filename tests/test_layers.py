@@ -8,7 +8,7 @@ from pathlib import Path
 import allmrec_lib
 
 ORDER = [
-    "processes", "meter", "store", "llm.prompts", "config", "shares", "metrics", "datasets", "sequences", "training", "text", "recommenders", "scenarios", "prepared", "alignment",
+    "paths", "processes", "meter", "store", "llm.prompts", "config", "shares", "metrics", "datasets", "sequences", "training", "text", "recommenders", "scenarios", "prepared", "alignment",
     "llm.backbone", "llm.soft_tokens", "llm.decoding", "llm.pocket_model", "llm.pocket_corpus", "llm.pocket_skills",
     "llm.pocket", "projections", "ranker", "allmrec", "tallrec", "results", "paper", "speed", "ledger", "work", "cost", "cost_page",
     "experiment", "seeds", "seeds_page", "yes_no", "transfer", "genres", "inside", "report", "tune", "train", "memory", "preflight", "runner", "__main__",

@@ -13,7 +13,7 @@ import requests
 from tqdm import tqdm
 
 from ..config import quiet
-from ..store import project_root
+from ..paths import project_root
 from .base import DataError
 
 PIECE = 1 << 16

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import LLMConfig
+from ..paths import project_root
 from ..shares import recomputing
-from ..store import project_root
 from ..training import autocast
 from .prompts import ANSWER_END, TEMPLATES, TEXT_ONLY, Template
 

@@ -29,7 +29,7 @@ class Block(nn.Module):
         self.inner, self.outer = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, seen: Tensor, visible: Tensor) -> Tensor:
-        """``x`` (B, Q, d): the positions to compute, of ``seen`` (B, L, d); ``visible`` (B, 1, Q, L): which sees which. (B, Q, d)."""
+        """``x`` (B, Q, d): positions to compute, of ``seen`` (B, L, d); ``visible`` (B, 1, Q, L): what each sees. (B, Q, d)."""
         normed = self.query_norm(x)
         query, (key, value) = self.query(normed), self.key_value(seen).chunk(2, dim=-1)
         heads = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)]

@@ -14,8 +14,8 @@ import torch
 from filelock import FileLock
 
 from allmrec_lib.meter import device_name
+from allmrec_lib.paths import project_root
 from allmrec_lib.speed import read_rows, results_file
-from allmrec_lib.store import project_root
 
 KEYS = ("what", "llm", "device")  # rows that agree in these are one measurement: the newer replaces the older
 

@@ -9,7 +9,7 @@ import torch
 
 from allmrec_lib.llm.backbone import Backbone
 from allmrec_lib.llm.prompts import TEMPLATES
-from allmrec_lib.store import project_root
+from allmrec_lib.paths import project_root
 
 # hidden, layers, heads, width of the word embeddings (Zhang et al. 2022, table 1; the published config.json files)
 SIZES = {"opt-125m": (768, 12, 12, 768), "opt-350m": (1024, 24, 16, 512), "opt-1.3b": (2048, 24, 32, 2048),

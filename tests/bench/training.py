@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 
 from allmrec_lib.experiment import Experiment
+from allmrec_lib.paths import project_root
 from allmrec_lib.recommenders.models import MODELS, model_named
 from allmrec_lib.speed import results_file
-from allmrec_lib.store import Store, project_root
+from allmrec_lib.store import Store
 from allmrec_lib.training import read_history
 
 NOTHING = "data and libraries alone"  # the memory that every process has before it trains
