@@ -59,7 +59,8 @@ class SASRec(SequentialModel):
         length = inputs.shape[1]
         places = torch.arange(length, device=inputs.device)
         causal, itself = places[:, None] >= places, places[:, None] == places
-        visible = (causal & (real.transpose(1, 2) | itself)).unsqueeze(1)  # a padding row sees itself: no empty softmax
+        visible = causal & (real.transpose(1, 2) | itself)  # a padding row sees itself: no empty softmax
+        visible = inputs.new_zeros(()).where(visible, -torch.inf).unsqueeze(1)  # once, and not in every block
         x = inputs * self.config.dim**0.5 + self.positions.weight[self.config.max_len - length :]
         x = F.dropout(x, self.config.dropout, self.training) * real
         for block in self.blocks[:-1]:
