@@ -154,6 +154,15 @@ def test_profiles_say_what_bounds_a_step(world, home):
     assert speed.profiles(rows).count("\n| Stage 2 |") == 2
 
 
+def test_a_spread_of_batches_takes_the_time_of_all():
+    lengths = torch.randperm(320, generator=torch.Generator().manual_seed(0))
+    batches = list(lengths.argsort().split(16))
+    some = stage2.spread(batches, lengths, 5)
+    assert len(some) == 5 and len({int(rows[0]) for rows in some}) == 5
+    mean = [sum(float(lengths[rows].max()) for rows in part) / len(part) for part in (some, batches)]
+    assert mean[0] == pytest.approx(mean[1], rel=0.05)
+
+
 def test_sides_take_turns():
     order: list[str] = []
     taken = common.by_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3)

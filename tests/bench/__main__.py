@@ -21,7 +21,7 @@ from .worlds import World
 
 ALL = ("sasrec", "evaluation", "stage1", "stage2", "inference", "table10", "profiles", "constants")
 QUICK = {"sasrec": {"steps": 5, "rounds": 2}, "evaluation": {"users": 30, "rounds": 1}, "stage1": {"steps": 1, "rounds": 1},
-         "stage2": {"rows": 8, "rounds": 1, "batch_size": 4}, "inference": {"rows": 4, "rounds": 1, "batch": 4, "longest": 64},
+         "stage2": {"batches": 2, "rounds": 1, "batch_size": 4}, "inference": {"rows": 4, "rounds": 1, "batch": 4, "longest": 64},
          "table10": {"rounds": 1, "batch": 4}, "profiles": {"batch": 4}, "constants": {"batch": 4, "rows": 4}}  # fmt: skip
 
 

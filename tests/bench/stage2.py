@@ -71,17 +71,26 @@ def train_on(task: AnswerTask, optimizer: torch.optim.Optimizer, batches: list[t
         optimizer.step()
 
 
-def training_sides(world: World, backbone: Backbone, config: Stage2Config, rows: int) -> dict:
-    """``rows`` rows drawn at random: the library in batches of like length, the other way in the order drawn."""
+def spread(batches: list[torch.Tensor], lengths: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """``count`` of the batches at even distances from the shortest to the longest, whose mean time is near that of all."""
+    by_length = sorted(batches, key=lambda rows: int(lengths[rows].max()))
+    return [by_length[int((k + 0.5) * len(by_length) / count)] for k in range(count)]
+
+
+def training_sides(world: World, backbone: Backbone, config: Stage2Config, batches: int, pool: int = 20) -> dict:
+    """``pool`` batches' worth of rows, as many as the library sorts at once: in batches of like length, or in the order drawn.
+    Of each side's, ``batches`` are run."""
     tasks = [task_of(world, allmrec(world, backbone, config), config) for _ in range(2)]
     optimizers = [torch.optim.Adam(task.parameters()) for task in tasks]
-    drawn = torch.randperm(tasks[0].n_rows, generator=torch.Generator().manual_seed(0))[:rows]
-    return {"ours": lambda: train_on(tasks[0], optimizers[0], tasks[0].batches(drawn)),
-            "theirs": lambda: train_on(tasks[1], optimizers[1], list(drawn.split(config.batch_size)), plain_loss)}  # fmt: skip
+    drawn = torch.randperm(tasks[0].n_rows, generator=torch.Generator().manual_seed(0))[: pool * config.batch_size]
+    cut = tasks[0].batches(drawn), list(drawn.split(config.batch_size))
+    ours, theirs = (spread(side, tasks[0].lengths, batches) for side in cut)
+    return {"ours": lambda: train_on(tasks[0], optimizers[0], ours),
+            "theirs": lambda: train_on(tasks[1], optimizers[1], theirs, plain_loss)}  # fmt: skip
 
 
-def stage2(world: World, rows: int = 32, rounds: int = 3, batch_size: int = 16, llm: str = "pocket") -> list[dict]:
-    sides = training_sides(world, load_backbone(llm), Stage2Config(batch_size=batch_size), rows)
+def stage2(world: World, batches: int = 5, rounds: int = 3, batch_size: int = 16, llm: str = "pocket") -> list[dict]:
+    sides = training_sides(world, load_backbone(llm), Stage2Config(batch_size=batch_size), batches)
     taken = by_turns(sides, rounds, warm=False)
-    numbers = compared(taken["ours"], taken["theirs"], rows)
+    numbers = compared(taken["ours"], taken["theirs"], batches * batch_size)
     return [row("Stage 2", numbers, "rows/s", COMMAND, llm=llm, dataset=world.name, batch_size=batch_size)]
