@@ -25,7 +25,8 @@ HEAD = """# Seeds of the models that ask an LLM
 
 Chapters train what asks an LLM once; chapters 3 and 7 train small recommenders several times. Here SASRec, Stage 1 and Stage 2
 on it, MLP-LLM and TALLRec are trained from several seeds, each from new weights on, and tested on the same users and
-candidates: would another seed have told another story? An interval over users says nothing of that.
+candidates: would another seed have told another story? An interval over users says nothing of that: where seeds lie further
+apart than an interval is wide, the verdict of one seed is no verdict on the method.
 
 ```bash
 python -m allmrec_lib.seeds_page --dataset movielens
