@@ -19,14 +19,15 @@ def scores_by_seed(run: Experiment, models: list[str], once: tuple[str, ...] = (
     """Scores (N, 20) on the stored test candidates by recommender: one array for each of ``data.seeds`` seeds, the run's
     first; a model of ``once`` has the run's only.
 
-    On a CPU what is not in the store is trained in as many processes as there are cores (``LOKY_MAX_CPU_COUNT`` sets
-    fewer) and memory allows, each with its share of the threads; at smoke one after another, since a process takes longer
-    to start than a smoke model to train. Results do not depend on it, but for the number of threads.
+    On a CPU what is not in the store is trained in up to twice as many processes as there are cores (``LOKY_MAX_CPU_COUNT``
+    sets fewer) and memory allows, each with its share of the threads: three trainings on two cores then take one and a half
+    times as long as one, not twice. At smoke one after another, since a process takes longer to start than a smoke model to
+    train. Results do not depend on it, but for the number of threads.
     """
     seeds = {name: range(run.seed, run.seed + (1 if name in once else run.profile.data.seeds)) for name in models}
     asked = [(name, run.changed(seed=seed)) for name in models for seed in seeds[name]]
     missing = [(name, other) for name, other in asked if not _is_there(name, other)]
-    workers = min(len(missing), cpu_count(), psutil.virtual_memory().available // MEMORY)
+    workers = min(len(missing), 2 * cpu_count(), psutil.virtual_memory().available // MEMORY)
     if workers > 1 and run.device == "cpu" and run.profile.name != "smoke" and processes.count() == 1:
         _ = run.candidates  # drawn once, here
         made = Parallel(workers, return_as="generator_unordered")(delayed(_make)(*each) for each in missing)

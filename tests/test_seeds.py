@@ -44,7 +44,7 @@ def test_only_what_is_missing_is_trained_and_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "Parallel", lambda workers, **_: lambda jobs: seen.append((workers, len(list(jobs)))) or [])
     monkeypatch.setattr(seeds, "_is_there", lambda name, run: (name, run.seed) == ("SASRec", 0))
     seeds.scores_by_seed(run, ["SASRec", "NCF"])
-    assert seen == [(2, 3)]  # SASRec's second seed and NCF's two
+    assert seen == [(3, 3)]  # SASRec's second seed and NCF's two
     monkeypatch.setattr(seeds, "MEMORY", 2**60)
     seeds.scores_by_seed(run, ["SASRec", "NCF"])
     assert len(seen) == 1  # too little memory for two: one after another
