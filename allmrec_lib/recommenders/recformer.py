@@ -11,11 +11,11 @@ that the catalogue lacks have no embedding; an epoch takes ``positions`` random 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, LongformerConfig, LongformerModel
 
 from .. import metrics, processes
 from ..config import RecFormerConfig
@@ -25,6 +25,9 @@ from ..shares import Share
 from ..text import encoder_path
 from ..training import History, autocast, bucketed_batches, fit
 from .base import aligned, score_rows
+
+if TYPE_CHECKING:
+    from transformers import LongformerModel
 
 START, KEY, VALUE, PAD = range(4)  # token types
 
@@ -46,6 +49,8 @@ def sentence_tokens(tokenizer, data: Dataset, limit: int) -> tuple[Tensor, Tenso
 
 def longformer(config: RecFormerConfig, used: Tensor) -> LongformerModel:
     """A Longformer with four token types whose word embeddings are those of the tokens ``used``, in that order."""
+    from transformers import AutoModel, LongformerConfig, LongformerModel  # not for those who only need SASRec: 3 s
+
     if config.checkpoint:
         model = LongformerModel.from_pretrained(config.checkpoint, attention_window=config.window, use_safetensors=True,
                                                 add_pooling_layer=False)  # fmt: skip
@@ -70,6 +75,8 @@ class RecFormer(nn.Module):
     """``table`` (n_items + 1, d): the items' representations when :meth:`refresh` was last called."""
 
     def __init__(self, n_items: int, config: RecFormerConfig, data: Dataset):
+        from transformers import AutoTokenizer
+
         super().__init__()
         self.config = config
         tokenizer = AutoTokenizer.from_pretrained(config.checkpoint or encoder_path(config.encoder))
