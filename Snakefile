@@ -22,10 +22,12 @@ RUNS = {
 
 
 def before(wildcards):
-    """A chapter waits for the one before it in its run, which trains what it needs; runs do not wait for each other."""
+    """A chapter waits for the last one of 01 to 06 before it in its run: these train what all others stand on. What two later
+    chapters both need is trained by one, while the other waits for it; runs do not wait for each other."""
     names = [c.stem for c in CHAPTERS]
     place = names.index(wildcards.chapter)
-    return [CHAPTERS[place], *([f"{wildcards.folder}/{names[place - 1]}.ipynb"] if place else [])]
+    trains = [name for name in names[:place] if name[:2] <= "06"]
+    return [CHAPTERS[place], *(f"{wildcards.folder}/{name}.ipynb" for name in trains[-1:])]
 
 
 rule all:
