@@ -206,8 +206,8 @@ def run_book(only: list[str] | None = None, **parameters: Any) -> None:
 def arithmetic() -> str:
     """A fingerprint of the last digits on this machine: of what SASRec and A-LLMRec score, trained at the smoke profile.
 
-    Matrix products by MKL round in one way on processors of one maker and in another on those of another, whatever its
-    switches say; training makes a last digit one right answer more or less.
+    :data:`SAME_EVERYWHERE` does not make all processors round alike (on an AMD EPYC ``MKL_CBWR=AVX2`` changes no bit), and
+    training makes a last digit one right answer more or less.
     """
     command = [sys.executable, "-c", TRAINED]
     done = subprocess.run(command, env=os.environ | KERNEL | SAME_EVERYWHERE, capture_output=True, text=True)

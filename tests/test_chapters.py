@@ -41,6 +41,7 @@ def test_anatomy(path):
     for part in ("**You will**", "**You need**", "**Cost:**", "What to notice", "Where we differ", "Exercises", "Solutions"):
         assert part in text, f"{path.stem} has no {part}"
     assert any(source.lstrip().startswith("assert") for source in code(notebook))
+    assert re.fullmatch("[0-9a-f]{16}", notebook.metadata["arithmetic"]), "python -m allmrec_lib.runner sources writes it"
 
 
 @pytest.mark.parametrize("path", SOURCES + COPIES, ids=lambda p: f"{p.parent.name}-{p.stem}")
