@@ -2,9 +2,10 @@
 
     python -m allmrec_lib.preflight --profile paper --dataset beauty --llm facebook/opt-6.7b --device cuda
 
-Prints one line a check, with the command that mends it, and exits with 1 when the run cannot succeed. ``runner`` asks it before
-it executes a chapter, unless the small LLM runs on a CPU; ``--anyway`` there, or ``ALLMREC_ANYWAY=1``, goes on all the same. Memory is counted from the LLM's
-configuration (``memory``), for prompts of :data:`TITLE` tokens a title; hours are on the book's page on cost.
+Prints one line a check, with the command that mends it, and exits with 1 when the run cannot succeed. ``runner`` asks it
+before it executes a chapter, unless the small LLM runs on a CPU; ``--anyway`` there, or ``ALLMREC_ANYWAY=1``, goes on all
+the same. Memory is counted from the LLM's configuration (``memory``), for prompts of :data:`TITLE` tokens a title; hours are
+on the book's page on cost.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
@@ -111,16 +112,23 @@ def _key(source: Path, parameters: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([cells, parameters, library_digest()]).encode()).hexdigest()[:16]
 
 
+def _local_kernel(folder: str) -> type:
+    """A kernel on this machine needs no network: its sockets are files in ``folder``, where the system has such.
+
+    Ports, or files beside the notebook, can be given out twice when two chapters start at the same moment.
+    """
+    from jupyter_client import AsyncKernelManager
+
+    class LocalKernel(AsyncKernelManager):
+        transport, ip = "ipc", str(Path(folder) / "socket")
+
+    return AsyncKernelManager if os.name == "nt" else LocalKernel
+
+
 def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     """Run ``source`` into ``target``; on failure the notebook is left beside it as ``.failed.ipynb``."""
     import papermill
-    from jupyter_client import AsyncKernelManager
     from papermill.exceptions import PapermillExecutionError
-
-    class LocalKernel(AsyncKernelManager):
-        """A kernel on this machine needs no network: sockets are files, where the system has such."""
-
-        transport = "tcp" if os.name == "nt" else "ipc"
 
     os.environ.update(KERNEL)
     running = target.with_name(f".{target.stem}.running.ipynb")
@@ -128,9 +136,10 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         # without parameters nothing is injected, so that a source run in place keeps its cells
-        papermill.execute_notebook(str(source), str(running), parameters=parameters or None, cwd=str(source.parent),
-                                   progress_bar={"desc": source.stem, "mininterval": 1.0},
-                                   kernel_manager_class=LocalKernel)  # fmt: skip
+        with TemporaryDirectory(prefix="kernel") as sockets:
+            papermill.execute_notebook(str(source), str(running), parameters=parameters or None, cwd=str(source.parent),
+                                       progress_bar={"desc": source.stem, "mininterval": 1.0},
+                                       kernel_manager_class=_local_kernel(sockets))  # fmt: skip
     except PapermillExecutionError as error:
         running.replace(failed)
         raise ChapterError(

@@ -47,6 +47,25 @@ def test_a_chapter_runs_once(chapter, home, capsys):
     assert list(chapter.parent.iterdir()) == [chapter]
 
 
+def test_chapters_that_start_at_the_same_moment_have_kernels_of_their_own(home):
+    names = [f"0{n}_same_moment.ipynb" for n in (1, 2, 3, 4)]
+    for name in names:
+        write(home, name, f"print({name!r})")
+    code = "import sys; from allmrec_lib import runner; import papermill, jupyter_client; input(); "
+    code += f"runner.run_chapter(sys.argv[1], **{PARAMETERS!r})"
+    started = [subprocess.Popen([sys.executable, "-c", code, name[:2]], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+               for name in names]  # fmt: skip
+    time.sleep(4)  # all have imported what they need and wait
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=120)[1][-2000:] for process in started]
+    assert [process.returncode for process in started] == [0] * len(names), errors
+    for name in names:
+        assert f"'{name}" in (home / "book" / "executed" / "simulated" / name).read_text()
+    assert not list((home / "book").glob("*socket*")) and not list((home / "book").glob("kernel*"))
+
+
 def test_a_misspelt_parameter_is_an_error(chapter):
     with pytest.raises(runner.ChapterError, match="no parameter 'sead'; did you mean 'seed'"):
         runner.run_chapter("1", **PARAMETERS, sead=1)

@@ -18,8 +18,17 @@ import pandas as pd
 import polars as pl
 
 from .base import (
-    MAX_TEXT, DataError, DataReport, Dataset, count_events, count_texts, is_junk_title, item_table, plain_text, tidied,
-)  # fmt: skip
+    MAX_TEXT,
+    DataError,
+    DataReport,
+    Dataset,
+    count_events,
+    count_texts,
+    is_junk_title,
+    item_table,
+    plain_text,
+    tidied,
+)
 from .jsonlines import BadLine, Fields, JsonLines
 
 REVIEW_NAMES = {  # by a field that only this edition has: user, item, rating, time (seconds; 2023: milliseconds)
