@@ -4,6 +4,7 @@
 # twice at once, the artifacts, has locks of its own).
 from pathlib import Path
 
+from allmrec_lib.paths import full_name
 from allmrec_lib.runner import chapters, copies_of, find_chapter
 
 
@@ -13,12 +14,13 @@ def listed(name, default):
 
 PROFILE, DEVICE = config.get("profile", "laptop"), config.get("device", "cpu")
 CHAPTERS = [find_chapter(c) for c in listed("chapters", " ".join(chapters()))]
-RUNS = {
-    str(copies_of(dataset, PROFILE, seed, llm)): (dataset, seed, llm)
-    for dataset in listed("datasets", "movielens")
-    for seed in map(int, listed("seeds", "0"))
-    for llm in listed("llms", "pocket")
-}
+RUNS = {}
+for dataset in listed("datasets", "movielens"):
+    for seed in map(int, listed("seeds", "0")):
+        for llm in map(full_name, listed("llms", "pocket")):
+            folder = str(copies_of(dataset, PROFILE, seed, llm))
+            if RUNS.setdefault(folder, (dataset, seed, llm)) != (dataset, seed, llm):
+                raise SystemExit(f"{llm} and {RUNS[folder][2]} would both write to {folder}; rename one of the two folders")
 
 
 def before(wildcards):

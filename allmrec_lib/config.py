@@ -19,6 +19,7 @@ import yaml
 from . import processes
 
 PROFILES = ("smoke", "laptop", "paper")
+AT_LEAST_ONE = {"history", "negatives", "batch_size", "dim", "max_len", "seeds"}
 
 
 class ConfigError(ValueError):
@@ -243,6 +244,9 @@ def _updated(profile: Profile, section: str, values: dict[str, Any]) -> Profile:
     for key in values:
         if key not in hints:
             _fail_unknown(f"setting of {section}", key, list(hints))
+    for key in AT_LEAST_ONE.intersection(values):
+        if isinstance(values[key], int) and values[key] < 1:
+            raise ConfigError(f"{section}.{key} = {values[key]}; it takes 1 or more")
     typed = {key: _typed(section, key, value, hints[key]) for key, value in values.items()}
     return dataclasses.replace(profile, **{section: dataclasses.replace(part, **typed)})
 

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from .config import ConfigError, Profile, load_profile
-from .paths import project_root
+from .paths import shipped
 from .speed import number, results_file, table
 from .work import LLMS, Shape, answer_flops, encoder_flops, encoder_shape, step_flops
 
@@ -85,7 +85,7 @@ def device_named(name: str) -> Device:
     if name == "cpu":
         measured, memory = constants(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         return Device(measured["device"], memory, measured["gflops"] / 1e3, measured["gb_s"], measured["shares"], 0.0, 4)
-    rows = pd.read_csv(project_root() / "data" / "gpus.csv").itertuples()
+    rows = pd.read_csv(shipped("data/gpus.csv")).itertuples()
     known = {
         r.name: Device(
             r.name, r.memory_gb, r.bf16_tflops, r.gb_s, dict.fromkeys(("train", "answer", "encoder"), GPU_SHARE), CALL_S, 2
@@ -97,7 +97,7 @@ def device_named(name: str) -> Device:
 
 def size_named(name: str, measured: dict[str, Any]) -> Size:
     """A dataset that was measured here, or one of the paper's Table 2."""
-    paper = pd.read_csv(project_root() / "data" / "paper" / "table_02.csv")
+    paper = pd.read_csv(shipped("data/paper") / "table_02.csv")
     paper = paper.pivot_table(index="dataset", columns="metric", values="value")
     known = {key: Size(int(r["users"]), int(r["items"]), int(r["interactions"])) for key, r in paper.iterrows()}
     known |= {key: Size(*value) for key, value in measured["sizes"].items()}

@@ -12,7 +12,7 @@ import pandas as pd
 
 from . import cost
 from .config import load_profile
-from .paths import project_root
+from .paths import project_root, shipped
 from .speed import number, read_rows, results_file, table, write_page
 
 LLM, DATASETS = "opt-6.7b", ("beauty", "toys", "video_games", "movies_and_tv")
@@ -76,7 +76,7 @@ A-LLMRec's stages stand on SASRec; Stage 2 and TALLRec hold the frozen LLM.
 def beside_paper() -> str:
     """Table 10's times on Luxury Beauty beside what is predicted for the paper's GPU; its training has no validation."""
     phases = cost.predict(load_profile("paper", "beauty"), LLM, "A6000")[0].set_index("phase")["seconds"]
-    paper = pd.read_csv(project_root() / "data" / "paper" / "table_10.csv").set_index(["model", "metric"])["value"]
+    paper = pd.read_csv(shipped("data/paper") / "table_10.csv").set_index(["model", "metric"])["value"]
     lines = []
     for model, parts in (("A-LLMRec", ["Stage 1", "Stage 2"]), ("TALLRec", ["TALLRec"])):
         ours, theirs = phases[parts].sum() / 60, paper[model, "train_min"]
@@ -87,7 +87,7 @@ def beside_paper() -> str:
 def page() -> str:
     """The page as Markdown."""
     measured = cost.constants()
-    gpus = pd.read_csv(project_root() / "data" / "gpus.csv")
+    gpus = pd.read_csv(shipped("data/gpus.csv"))
     sold = [[r.name, f"{r.memory_gb:.0f}", number(r.bf16_tflops), number(r.gb_s), r.source] for r in gpus.itertuples()]
     share, counted = measured["shares"], ", ".join(f"`{name}`" for name in measured["tokens"]["gpt2"])
     stands_in = cost.counted(measured["tokens"]["gpt2"], "")[1]

@@ -14,19 +14,21 @@ from typing import Any
 import pandas as pd
 
 from . import paper, results, speed
-from .paths import project_root
+from .paths import project_root, shipped
 
 DATASETS = {"movielens": "MovieLens-100K", "beauty": "Luxury Beauty"}
 TIMED = "bench"  # the record of claims on speed: what `make bench` measured
 IMPOSSIBLE = {("beauty", "claims_15"): "its items have no genres", ("movielens", "claims_09"): "its users have 20 items or more"}
 HEAD = """# The paper's claims, one by one
 
-Every claim that a table or a figure of the paper makes, and what the same comparison gives here: the difference of Hit@1 on
+The claims that the paper's tables and figures make, and what the same comparison gives here: the difference of Hit@1 on
 the same users and candidates, its 95% interval, and the p-value of a paired sign-flip test. A claim *holds* when the interval
 lies above zero, *fails* when it lies below, and is *undecided* otherwise; of comparisons without any difference one in twenty
-would look decided, since nothing is corrected for their number. Of two claims on speed the number is the ratio and its range
-over the rounds of the benchmark, held against one. The LLM is the small one of this book
-([its card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold there, and the reverse.
+would look decided, since nothing is corrected for their number. Models that ask an LLM were trained from one seed, and how far
+another seed moves them is [measured apart](appendix/seeds): a small difference is a verdict on that training, not on the
+method. Of two claims on speed the number is the ratio and its range over the rounds of the benchmark, held against one. The
+LLM is the small one of this book ([its card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold
+there, and the reverse.
 
 This page is written by `python -m allmrec_lib.ledger` from what the chapters recorded at the `laptop` profile, and from what
 `make bench` timed.
@@ -36,7 +38,7 @@ This page is written by `python -m allmrec_lib.ledger` from what the chapters re
 def entries(profile: str = "laptop") -> pd.DataFrame:
     """One row a claim and dataset: section, statement, dataset, verdict ("not run" where no chapter recorded it, "cannot run
     here" and why where none can), value, low, high, p, n_users; of a claim on speed the value is a ratio."""
-    claims = pd.read_csv(project_root() / "data" / "paper" / "claims.csv")
+    claims = pd.read_csv(shipped("data/paper") / "claims.csv")
     found = []
     for dataset in DATASETS:
         recorded = {name: results.read(name, profile, dataset) for name in claims["record"].unique() if name != TIMED}

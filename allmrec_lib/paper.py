@@ -10,7 +10,7 @@ from functools import cache
 import pandas as pd
 
 from . import results
-from .paths import project_root
+from .paths import shipped
 
 HEAD = """# The paper's numbers, beside each other
 
@@ -24,7 +24,7 @@ This page is written by `python -m allmrec_lib.ledger`.
 
 @cache
 def table(number: int) -> pd.DataFrame:
-    return pd.read_csv(project_root() / "data" / "paper" / f"table_{number:02d}.csv")
+    return pd.read_csv(shipped("data/paper") / f"table_{number:02d}.csv")
 
 
 def value(number: int, dataset: str, model: str, condition: str | None = None, metric: str = "hit@1") -> float:

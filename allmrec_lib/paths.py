@@ -5,7 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 
 def project_root() -> Path:
-    """The folder that holds ``data/``: ``ALLMREC_HOME`` or the repository this file lies in."""
-    return Path(os.environ.get("ALLMREC_HOME") or Path(__file__).resolve().parent.parent)
+    """The folder that everything is written to: ``ALLMREC_HOME``, or the repository this file lies in."""
+    return Path(os.environ.get("ALLMREC_HOME") or REPOSITORY)
+
+
+def shipped(name: str) -> Path:
+    """A file or folder that comes with the project: the one under :func:`project_root`, if it has one, or the repository's."""
+    own = project_root() / name
+    return own if own.exists() else REPOSITORY / name
+
+
+def full_name(llm: str) -> str:
+    """An LLM's folder by its full path, since a chapter runs in a folder of its own; hub names and "pocket" as they are."""
+    return str(Path(llm).resolve()) if llm != "pocket" and Path(llm).is_dir() else llm

@@ -26,6 +26,7 @@ from .datasets.download import data_root, find_wheel
 from .datasets.movielens import WHEEL
 from .llm.backbone import place_of
 from .memory import Need, needed
+from .paths import full_name
 from .text import encoder_path
 
 TITLE = 24  # tokens of a title and what stands around it: in 999 of 1,000 prompts on Luxury Beauty the mean is less (686 / 30)
@@ -74,13 +75,20 @@ def snapshot(name: str) -> Path | None:
 
 def missing_in(folder: Path) -> str:
     """What a model's folder lacks, "" when it is whole: configuration, tokenizer, every file of safetensors weights."""
+    from safetensors import SafetensorError, safe_open
+
     if not (folder / "config.json").exists():
         return "config.json"
     index = folder / "model.safetensors.index.json"
     shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    absent = [name for name in sorted(shards) if not (folder / name).exists()]
-    if absent:
-        return absent[0]
+    for name in sorted(shards):
+        if not (folder / name).exists():
+            return name
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except SafetensorError as error:
+            return f"the whole of {name} ({error})"
     return "" if any(folder.glob("tokenizer*")) or any(folder.glob("vocab*")) else "tokenizer.json"
 
 
@@ -108,7 +116,9 @@ def data(dataset: str) -> Check:
     if dataset not in SOURCES:
         return Check("data", False, f"unknown dataset {dataset!r}", f"one of {', '.join(SOURCES)}")
     if dataset in ("frames", "authors"):
-        return Check("data", None, f"{dataset}: files of your own; they are looked at when they are read")
+        return Check("data", False, f"{dataset} is for files of your own, and a chapter has no place for their paths",
+                     f"see it with allmrec_lib.datasets.load({dataset!r}, ...); under {data_root()} as one of the others a chapter "
+                     "can run on it")  # fmt: skip
     raw = data_root() / "raw"
     if dataset == "movielens" and not ((raw / "ml-100k.zip").exists() or find_wheel(WHEEL, raw)):
         return Check("data", None, "movielens is not here; it will be fetched (5 MB)")
@@ -119,6 +129,19 @@ def data(dataset: str) -> Check:
     return Check("data", True, f"{dataset} is here")
 
 
+def card(device: str) -> Check:
+    """Whether torch has the device."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        return Check("device", False, f"torch knows no device {device!r}", "cpu, cuda, or one of several cards: cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        return Check("device", False, "torch can use no CUDA card here", "take cpu, or install its driver and a torch for CUDA")
+    return Check("device", True, f"{device} is here")
+
+
 def device_memory(device: str, spread: bool) -> tuple[float, str]:
     """Free GB on the card (all cards, with ``spread``), or in the machine's memory for ``cpu``; and what that is."""
     import psutil
@@ -126,8 +149,6 @@ def device_memory(device: str, spread: bool) -> tuple[float, str]:
 
     if not device.startswith("cuda"):
         return psutil.virtual_memory().available / 1e9, "free memory"
-    if not torch.cuda.is_available():
-        return 0.0, "no CUDA card that torch can use"
     cards = range(torch.cuda.device_count()) if spread else [torch.device(device).index or torch.cuda.current_device()]
     names = ", ".join(torch.cuda.get_device_name(card) for card in cards)
     return sum(torch.cuda.mem_get_info(card)[0] for card in cards) / 1e9, f"free on {names}"
@@ -181,8 +202,9 @@ def configuration(name: str):
 
 def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pocket", device: str = "cpu") -> Iterator[Check]:
     """All checks of a run, the cheap ones first. Raises :class:`ConfigError` for an unknown profile."""
-    settings = load_profile(profile, dataset)
+    settings, here = load_profile(profile, dataset), card(device)
     yield data(dataset)
+    yield here
     encoder = encoder_path(settings.stage1.encoder)
     yield Check("sentence encoder", True, f"{settings.stage1.encoder} is here") if Path(encoder).is_dir() else weights(
         encoder, "sentence encoder")  # fmt: skip
@@ -202,7 +224,8 @@ def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pock
         fix = "" if enough else "lower stage2.history or data.negatives, or take an LLM that reads more"
         yield Check("prompt", enough, f"about {prompt + TITLE} tokens, {limit} at the most", fix)
     need = needed(config, settings, prompt, TITLE)
-    yield memory(need, settings, device)
+    if here.ok:
+        yield memory(need, settings, device)
     yield disk(need, settings, found.ok is None)
 
 
@@ -224,7 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, default in (("dataset", "movielens"), ("profile", "laptop"), ("llm", "pocket"), ("device", "cpu")):
         parser.add_argument(f"--{name}", default=default)
     try:
-        return 0 if passed(**vars(parser.parse_args(arguments))) else 1
+        asked = vars(parser.parse_args(arguments))
+        return 0 if passed(**asked | {"llm": full_name(asked["llm"])}) else 1
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from . import metrics
-from .paths import project_root
+from .paths import project_root, shipped
 from .store import Store
 
 FIELDS = ("model", "dataset", "profile", "llm", "metric", "value", "low", "high", "n_users", "seeds", "paper", "section")
@@ -30,7 +30,7 @@ def paper_value(table: int, dataset: str, model: str | None, metric: str = "hit@
                 condition: str | None = None) -> float | None:  # fmt: skip
     """The paper's number for a model under a condition of the table ("cold items"), or None where the paper has none for
     this dataset (``data/paper/table_NN.csv``)."""
-    frame = pd.read_csv(project_root() / "data" / "paper" / f"table_{table:02d}.csv")
+    frame = pd.read_csv(shipped("data/paper") / f"table_{table:02d}.csv")
     same = frame["model"].isna() if model is None else frame["model"] == model
     if condition is not None:
         same &= frame["condition"] == condition

@@ -23,11 +23,13 @@ from typing import Any
 
 import nbformat
 
-from .paths import project_root
+from .config import ConfigError, load_profile
+from .paths import REPOSITORY, full_name, project_root
 
 KERNEL = {"ALLMREC_QUIET": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
           "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip
 
+INTERRUPTED = "interrupted; the same command goes on from here"
 NEEDS = ("dataset", "profile", "llm", "device")  # what decides what a run needs
 
 # For the sources: the last digits depend on how many threads add up, and on how wide the processor's registers are.
@@ -45,7 +47,9 @@ class ChapterError(RuntimeError):
 
 
 def book_folder() -> Path:
-    return project_root() / "book"
+    """The folder of the chapters' sources."""
+    own = project_root() / "book"
+    return own if any(own.glob("[0-9][0-9]_*.ipynb")) else REPOSITORY / "book"
 
 
 def chapters() -> dict[str, Path]:
@@ -56,7 +60,8 @@ def chapters() -> dict[str, Path]:
 def find_chapter(name: str) -> Path:
     """A chapter by number ("3", "03") or name ("03_sasrec")."""
     known = chapters()
-    found = known.get(re.sub(r"\D.*", "", name).zfill(2))
+    number = re.fullmatch(r"(\d{1,2})(_\w+)?", name)
+    found = known.get(number[1].zfill(2)) if number else None
     if found is None:
         raise ChapterError(f"no chapter {name!r}; there are {', '.join(p.stem for p in known.values())}")
     return found
@@ -144,7 +149,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
         running.replace(failed)
         raise ChapterError(
             f"chapter {source.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"the notebook with the error: {failed.name}"
+            f"the notebook with the error: {os.path.relpath(failed, project_root())}"
         ) from error
     except BaseException:
         running.unlink(missing_ok=True)
@@ -159,7 +164,7 @@ def copies_of(dataset: str, profile: str, seed: int, llm: str, **_: Any) -> Path
     """The folder of a run's executed copies: ``book/executed/<dataset>`` for what the book shows (profile laptop, seed 0, the
     pocket LLM), ``data/runs/<dataset>/<profile>-seed<k>-<llm>`` for anything else, so that it overwrites nothing."""
     shown = (profile, seed, llm) == ("laptop", 0, "pocket")
-    return book_folder() / "executed" / dataset if shown else (
+    return project_root() / "book" / "executed" / dataset if shown else (
         project_root() / "data" / "runs" / dataset / f"{profile}-seed{seed}-{Path(llm).name}"
     )
 
@@ -184,6 +189,7 @@ def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
     """
     source = find_chapter(name)
     check_parameters(source, parameters)
+    load_profile(parameters["profile"], parameters["dataset"])  # a misspelt one is an error before a kernel starts
     target = copies_of(**parameters) / source.name
     record = project_root() / "data" / "artifacts" / "runs" / target.relative_to(project_root()).with_suffix(".json")
     key = _key(source, parameters)
@@ -203,10 +209,10 @@ def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
 
 def run_book(only: list[str] | None = None, **parameters: Any) -> None:
     """Run all chapters, one after another; later ones find what earlier ones trained."""
-    names = only or list(chapters())
+    names = [find_chapter(name).stem for name in only or list(chapters())]
     begin = time.monotonic()
     for place, name in enumerate(names, 1):
-        print(f"[{place}/{len(names)}] {find_chapter(name).stem} on {parameters['dataset']} ({parameters['profile']}), "
+        print(f"[{place}/{len(names)}] {name} on {parameters['dataset']} ({parameters['profile']}), "
               f"{time.monotonic() - begin:.0f} s so far", flush=True)  # fmt: skip
         run_chapter(name, **parameters)
     print(f"all {len(names)} chapters in {time.monotonic() - begin:.0f} s", flush=True)
@@ -262,17 +268,23 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["ALLMREC_ANYWAY"] = "1"
     parameters = {name: getattr(args, name) for name in ("dataset", "profile", "seed", "llm", "device")}
     parameters |= {name: _value(value) for name, _, value in (p.partition("=") for p in args.more)}
+    parameters["llm"] = full_name(parameters["llm"])
+    if args.what == "chapter" and not args.names:
+        parser.error("say which chapter, by number")
     try:
         if args.what == "sources":
             run_sources(args.names)
         elif args.what == "book":
             run_book(args.names, **parameters)
         else:
-            for name in args.names:
+            for name in [find_chapter(name).stem for name in args.names]:
                 run_chapter(name, force=args.force, **parameters)
-    except ChapterError as error:
+    except (ChapterError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from .paths import project_root
+from .paths import project_root, shipped
 
 # What each comparison is meant to reach; for Table 10 the paper's ratio.
 TRAINING, INFERENCE = "A-LLMRec over TALLRec: training", "A-LLMRec over TALLRec: inference"
@@ -137,7 +137,7 @@ def _table10(rows: list[dict[str, Any]]) -> str:
     first = found[0]
     rows = [row for row in rows if row["device"] == first["device"]]
     every, ratio = first["positions_a_row"], first["ratio"]
-    paper = pd.read_csv(project_root() / "data" / "paper" / "table_10.csv").set_index(["model", "metric"])["value"]
+    paper = pd.read_csv(shipped("data/paper") / "table_10.csv").set_index(["model", "metric"])["value"]
     everything = paper["A-LLMRec_all", "train_min"] / paper["A-LLMRec", "train_min"]
     return f"""
 ## Table 10: A-LLMRec against TALLRec

@@ -20,6 +20,7 @@ from . import processes
 from .config import ConfigError
 from .datasets.base import DataError
 from .experiment import VARIANTS, Experiment
+from .paths import full_name
 from .recommenders.models import MODELS
 
 NAMES = [*MODELS, "A-LLMRec", "TALLRec", *VARIANTS]
@@ -58,11 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.SETTING=VALUE", help="change a setting")
     args = parser.parse_args(arguments)
     try:
-        run = Experiment(args.dataset, args.profile, args.seed, args.llm, args.device, parsed(args.set))
+        run = Experiment(args.dataset, args.profile, args.seed, full_name(args.llm), args.device, parsed(args.set))
         train(args.models, run, args.modes)
-    except (ValueError, ConfigError, DataError) as error:
+    except (ValueError, OSError, ImportError, ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

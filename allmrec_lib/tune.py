@@ -22,6 +22,7 @@ from . import results
 from .config import ConfigError
 from .datasets.base import DataError
 from .experiment import Experiment
+from .paths import full_name
 from .recommenders.models import MODELS
 from .training import read_history
 
@@ -82,10 +83,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grid", action="append", default=[], metavar="SECTION.SETTING=VALUE,VALUE")
     args = parser.parse_args(arguments)
     try:
-        found = tune(args.model, parsed(args.grid), args.dataset, args.profile, args.seed, args.llm, args.device)
-    except (ValueError, ConfigError, DataError) as error:
+        found = tune(args.model, parsed(args.grid), args.dataset, args.profile, args.seed, full_name(args.llm),
+                     args.device)  # fmt: skip
+    except (ValueError, OSError, ImportError, ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     print(found[["settings", "value", "epoch"]].to_string(index=False))
     return 0
 

@@ -36,6 +36,8 @@ def test_overrides_are_typed():
         ({"sasrec.epochs": 1.5}, "sasrec.epochs = 1.5 is a float; it takes int"),
         ({"sasrec.epochs": True}, "is a bool; it takes int"),
         ({"stage1.train_layers": "two"}, "it takes int or none"),
+        ({"stage2.history": 0}, "stage2.history = 0; it takes 1 or more"),
+        ({"data.negatives": -1}, "it takes 1 or more"),
     ],
 )
 def test_a_wrong_setting_names_the_right_one(overrides, says):

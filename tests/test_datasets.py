@@ -422,17 +422,20 @@ def test_amazon_by_hand(tmp_path: Path) -> None:
     assert joined.items["description"].tolist() == ["", "of J more"]
 
 
+THING = [{"asin": "I", "title": "A thing"}]
+
+
 def test_amazon_ratings_under_three_are_kept_but_not_counted(tmp_path: Path) -> None:
     reviews = [review("a", "I", t, r) for t, r in enumerate([5, 4, 3, 5, 1])] + [
         review("b", "I", t, r) for t, r in enumerate([5, 5, 5, 2])
     ]
-    plain = raw(tmp_path, reviews, [], threshold=4)
-    quirk = raw(tmp_path, reviews, [], threshold=4, count_from=3)
+    plain = raw(tmp_path, reviews, THING, threshold=4)
+    quirk = raw(tmp_path, reviews, THING, threshold=4, count_from=3)
     assert (plain.n_users, len(plain.interactions)) == (2, 9)
     assert (quirk.n_users, len(quirk.interactions)) == (1, 5)  # b counts three; a's one-star row is kept
-    assert counts(plain.report)["items without metadata"] == 1
+    assert counts(plain.report)["items without metadata"] == 0
     with pytest.raises(DataError, match="threshold 99; lower"):
-        raw(tmp_path, reviews, [], threshold=99)
+        raw(tmp_path, reviews, THING, threshold=99)
 
 
 events_table = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(1, 5)), min_size=1, max_size=60)
@@ -460,13 +463,13 @@ def test_iterative_filter_is_a_core(rows: list, threshold: int) -> None:
 def test_amazon_bad_lines_are_counted_or_refused(tmp_path: Path) -> None:
     good = [review("a", "I", t) for t in range(3)]
     lines = [good[0], "{broken", good[1], {"asin": "I"}, "[1]", good[2]]
-    dataset = raw(tmp_path, lines, [], threshold=1)
+    dataset = raw(tmp_path, lines, THING, threshold=1)
     assert len(dataset.interactions) == 3
     assert ("bad lines in r.json.gz", 3, "skipped: line 2 holds no whole JSON object; line 4 lacks reviewerID; line 5 holds no JSON object") in dataset.report.rows
     with pytest.raises(DataError, match="r.json.gz, line 2 holds no whole JSON object"):
-        raw(tmp_path, lines, [], threshold=1, strict=True)
+        raw(tmp_path, lines, THING, threshold=1, strict=True)
     with pytest.raises(DataError, match="line 2 lacks reviewerID"):
-        raw(tmp_path, [good[0], {"asin": "I"}], [], threshold=1, strict=True)
+        raw(tmp_path, [good[0], {"asin": "I"}], THING, threshold=1, strict=True)
 
 
 def test_amazon_truncated_gzip_is_an_error(tmp_path: Path) -> None:

@@ -223,6 +223,19 @@ def test_a_missing_llm_says_what_to_do(tmp_path):
         load_backbone(str(tmp_path / "nothing"))
 
 
+def test_an_llm_that_lacks_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny_model("opt").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    load_backbone(str(tmp_path))  # the head is the embeddings' and not stored
+    gone = next(name for name in weights if "layers.1.fc1.weight" in name)
+    save_file({n: w for n, w in weights.items() if n != gone}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OSError, match="lacks 1 weights, or has them in another shape: .*layers.1.fc1.weight"):
+        load_backbone(str(tmp_path))
+
+
 def test_pickled_weights_are_refused(tmp_path):
     model = tiny_model("opt")
     model.config.save_pretrained(tmp_path)

@@ -53,3 +53,11 @@ def test_a_failing_run_does_not_stop_the_others(home):
     assert (home / "book" / "executed" / "simulated" / "02_c.ipynb").exists()
     other = home / "data" / "runs" / "simulated" / "laptop-seed1-pocket"
     assert [path.name for path in other.iterdir()] == ["01_c.failed.ipynb"]
+
+
+def test_two_llms_of_one_name_are_refused(home):
+    write(home, "01_c.ipynb", "print(llm)")
+    for folder in ("a", "b"):
+        (home / folder / "llm").mkdir(parents=True)
+    assert grid(home, datasets="simulated", llms="a/llm b/llm").wait() != 0
+    assert not (home / "data" / "runs").exists()

@@ -79,7 +79,7 @@ def test_a_run_that_has_everything_passes(llm, home, capsys):
     assert preflight.main(["--dataset", "simulated", "--profile", "smoke", "--llm", str(llm)]) == 0
     out = capsys.readouterr().out
     asked = [line.split()[1].rstrip(":") for line in out.splitlines()]
-    assert "FAIL" not in out and asked == ["data", "sentence", "LLM", "prompt", "memory", "disk"]
+    assert "FAIL" not in out and asked == ["data", "device", "sentence", "LLM", "prompt", "memory", "disk"]
     assert preflight.main(["--dataset", "simulated", "--profile", "smoke"]) == 0  # the small LLM that ships
 
 
@@ -93,7 +93,8 @@ def test_too_little_memory_says_how_to_need_less(llm, home, monkeypatch):
     assert set(found) == {"memory"} and "llm.weights = bf16; llm.checkpointing = true" in found["memory"].fix
     if not torch.cuda.is_available():
         monkeypatch.undo()
-        assert "no CUDA card" in failures(llm=str(llm), device="cuda")["memory"].found
+        assert set(failed := failures(llm=str(llm), device="cuda")) == {"device"} and "no CUDA card" in failed["device"].found
+    assert "cpu, cuda" in failures(llm=str(llm), device="gpu")["device"].fix
 
 
 def test_missing_weights_are_named_with_the_command(llm, home, monkeypatch):
@@ -103,6 +104,8 @@ def test_missing_weights_are_named_with_the_command(llm, home, monkeypatch):
     (llm / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
     (llm / "pytorch_model.bin").rename(llm / "1.safetensors")
     assert "2.safetensors is not in" in failures(llm=str(llm))["LLM"].found
+    (llm / "2.safetensors").write_bytes((llm / "1.safetensors").read_bytes()[:-100])
+    assert "the whole of 2.safetensors" in failures(llm=str(llm))["LLM"].found
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     check = failures(llm="nobody/has-this")["LLM"]
     assert "HF_HUB_OFFLINE" in check.found and check.fix.startswith("hf download nobody/has-this")

@@ -205,6 +205,18 @@ def test_own_copies_that_cannot_be_used(empty_home: Path, tmp_path: Path, capsys
         assert message in capsys.readouterr().err
 
 
+def test_a_file_in_allmrec_data_is_not_silently_taken_for_yours(empty_home: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    shared = tmp_path / "shared" / "amazon2018_toys_raw"
+    shared.mkdir(parents=True)
+    (shared / "Toys_and_Games.json").write_bytes(lines(REVIEWS))
+    (tmp_path / "mine.json").write_bytes(lines(REVIEWS))
+    monkeypatch.setenv("ALLMREC_DATA", str(tmp_path / "shared"))
+    assert main(["toys", "--reviews", str(tmp_path / "mine.json")]) == 1
+    assert "comes first; unset ALLMREC_DATA" in capsys.readouterr().err
+    assert main(["toys", "--mirror", "https://x/{name}/{file}"]) == 1
+    assert "a mirror holds {kind} and {file}" in capsys.readouterr().err
+
+
 def test_commands_by_name(capsys) -> None:
     assert library([]) == 2 and library(["date"]) == 2
     assert "{data}" in capsys.readouterr().err
@@ -265,6 +277,13 @@ def test_files_of_something_else(tmp_path: Path) -> None:
         amazon.from_amazon(*write(tmp_path, [{"one": 1, "two": 2}], META), "x")
     with pytest.raises(DataError, match="m.json holds no metadata in a format of Amazon"):
         amazon.from_amazon(*write(tmp_path, REVIEWS, [{"title": "a"}]), "x")
+    with pytest.raises(DataError, match="m.json holds reviews where metadata is wanted"):
+        amazon.from_amazon(*write(tmp_path, REVIEWS, REVIEWS), "x")
+    with pytest.raises(DataError, match="r.json.gz holds no review that can be read .*line 1 holds no whole JSON object"):
+        amazon.from_amazon(*write(tmp_path, [b"<html>", b"</html>"], META), "x")
+    for meta in ([], [b"<html>"], [{"asin": "another", "title": "a"}]):
+        with pytest.raises(DataError, match="m.json has a title for none of the 5 items; is it the metadata file?"):
+            amazon.from_amazon(*write(tmp_path, REVIEWS, meta), "x")
 
 
 # -- bad lines ---------------------------------------------------------------------------------------------------------
@@ -294,7 +313,7 @@ BAD = {
 
 @pytest.mark.parametrize("line", list(BAD), ids=lambda line: repr(line[:60]))
 def test_a_bad_line_is_named_and_skipped_or_stops(tmp_path: Path, line: bytes) -> None:
-    paths = write(tmp_path, [GOOD, GOOD, line, GOOD], [])
+    paths = write(tmp_path, [GOOD, GOOD, line, GOOD], [{"asin": "I", "title": "A thing"}])
     dataset = amazon.from_amazon(*paths, "x", threshold=1)
     assert len(dataset.interactions) == 3
     assert dataset.report.rows[0] == ("bad lines in r.json.gz", 1, f"skipped: line 3 {BAD[line]}")

@@ -13,6 +13,8 @@ import nbformat
 import pytest
 
 from allmrec_lib import runner
+from allmrec_lib.config import ConfigError
+from allmrec_lib.paths import full_name, shipped
 
 PARAMETERS = {"dataset": "simulated", "profile": "laptop", "seed": 0, "llm": "pocket", "device": "cpu"}
 
@@ -71,6 +73,32 @@ def test_a_misspelt_parameter_is_an_error(chapter):
         runner.run_chapter("1", **PARAMETERS, sead=1)
     with pytest.raises(runner.ChapterError, match="no chapter '7'; there are 01_one"):
         runner.run_chapter("7", **PARAMETERS)
+    for name in ("01,02", "1x", "01-02", ""):
+        with pytest.raises(runner.ChapterError, match="no chapter"):
+            runner.find_chapter(name)
+    with pytest.raises(runner.ChapterError, match="no chapter '9'"):
+        runner.run_book(["1", "9"], **PARAMETERS)
+    assert not chapter.exists()
+    with pytest.raises(ConfigError, match="did you mean 'laptop'"):
+        runner.run_chapter("1", **PARAMETERS | {"profile": "laptob"})
+
+
+def test_an_interruption_is_one_line(chapter, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_chapter", interrupted)
+    assert runner.main(["chapter", "1", "--dataset", "simulated"]) == 130
+    assert capsys.readouterr().err.strip() == runner.INTERRUPTED
+
+
+def test_another_home_needs_only_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALLMREC_HOME", str(tmp_path))
+    assert runner.find_chapter("1").is_file() and (shipped("data/pocket_llm") / "config.json").is_file()
+    assert runner.copies_of("simulated", "laptop", 0, "pocket") == tmp_path / "book" / "executed" / "simulated"
+    (tmp_path / "llm").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert [full_name(n) for n in ("llm", "pocket", "facebook/opt-6.7b")] == [str(tmp_path / "llm"), "pocket", "facebook/opt-6.7b"]
 
 
 def test_a_failure_names_the_cell_and_leaves_what_was_there(chapter, home):

@@ -82,6 +82,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m allmrec_lib.
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

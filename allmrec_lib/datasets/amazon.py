@@ -47,6 +47,8 @@ LONGEST_ID, HIGHEST_RATING, LATEST = 64, 5.0, 1e13
 def _names(first: dict, known: dict[str, tuple[str, ...]], path: Path, what: str) -> tuple[str, ...]:
     # Reviews of 2023 have an "asin" beside the "parent_asin" that is the item.
     found = next((names for mark, names in reversed(known.items()) if mark in first), None)
+    if what == "metadata" and {"reviewerID", "user_id"} & set(first):
+        raise DataError(f"{path.name} holds reviews where metadata is wanted")
     if first and found is None:
         has = ", ".join(map(str, list(first)[:12]))
         raise DataError(f"{path.name} holds no {what} in a format of Amazon 2014, 2018 or 2023: its first record has {has}")
@@ -191,6 +193,12 @@ def filter_mask(events: pd.DataFrame, threshold: int, count_from: float = 0.0, i
     return keep
 
 
+def _why(report: DataReport) -> str:
+    """What the report has counted so far, in brackets."""
+    found = [f"{count:,} {what}{': ' if why else ''}{why}" for what, count, why in report.rows if count]
+    return f" ({'; '.join(found)})" if found else ""
+
+
 def from_amazon(
     reviews: Path, metadata: Path, name: str, domain: str = "item", threshold: int = 5, count_from: float = 0.0,
     iterative: bool = False, description: str = "first", strict: bool = False,
@@ -203,6 +211,8 @@ def from_amazon(
     report = DataReport()
     events, ids = read_reviews(reviews, report, strict)
     report.add("reviews read", len(events), "each is an interaction, repeats included")
+    if events.empty:
+        raise DataError(f"{reviews.name} holds no review that can be read{_why(report)}")
     kept = filter_mask(events, threshold, count_from, iterative)
     low = f", counting ratings of {count_from:g} and more" if count_from else ""
     why = f"their user or item has fewer than {threshold} interactions{low}"
@@ -217,6 +227,8 @@ def from_amazon(
     keys = ids.gather(order.to_numpy()).to_list()
     found = read_texts(metadata, keys, report, strict, description)
     report.add("items without metadata", len(keys) - len(found), "kept; title and description are missing")
+    if not (found["title"] != "").any():
+        raise DataError(f"{metadata.name} has a title for none of the {len(keys):,} items; is it the metadata file?{_why(report)}")
     texts = found.reindex(keys).fillna("")
     table, empty = item_table(keys, *(texts[column].tolist() for column in ("title", "description", "genres")))
     count_texts(report, table, empty)

@@ -63,7 +63,10 @@ class Category:
         """Where the file may be had, the caller's own mirrors (templates as in :data:`MIRRORS`) first."""
         kind = KINDS[self.edition][stem == self.metadata]
         kind += "Small" if stem.endswith("_5") and self.edition == 2018 else ""
-        return [mirror.format(kind=kind, file=stem) for mirror in (*mirrors, *MIRRORS[self.edition])]
+        try:
+            return [mirror.format(kind=kind, file=stem) for mirror in (*mirrors, *MIRRORS[self.edition])]
+        except (KeyError, IndexError, ValueError) as error:
+            raise DataError(f"a mirror holds {{kind}} and {{file}} and no other name in braces, not {error}") from error
 
 
 def _editions(name: str, file: str, **options) -> dict[str, Category]:
@@ -145,4 +148,8 @@ def adopt(root: Path, name: str, path: Path, stem: str) -> Path:
             raise DataError(f"{there} is there already; delete it first if yours shall be used")
     link = folder / f"{stem}{ending}"
     link.symlink_to(path)
+    used = find_raw(root, name, stem)
+    if used.absolute() != link.absolute():
+        link.unlink()
+        raise DataError(f"{used} comes first; unset ALLMREC_DATA, or take that file away, if {path.name} shall be used")
     return link

