@@ -32,7 +32,7 @@ from .projections import projections
 from .ranker import AnswerTask, LLMRecommender, train_answers
 from .recommenders.base import EmbeddingRecommender, represent, score_rows
 from .recommenders.floors import FLOORS
-from .recommenders.models import MODELS, model_named, train_recommender
+from .recommenders.models import MODELS, answers_of, model_named, train_recommender
 from .results import versions
 from .sequences import Rows
 from .store import Store, code_digest
@@ -89,13 +89,13 @@ class Experiment(Prepared):
     # -- models --------------------------------------------------------------------------------------------------------
 
     def use(self, name: str, model: EmbeddingRecommender) -> None:
-        """Let a trained model from outside the library be ``name`` from here on; it needs the protocol and nothing else.
+        """Let a trained model from outside the library be ``name``: the protocol is enough (ValueError where it is broken).
 
         What is made with it is kept under a hash of the vectors and scores that it gives on the validation rows.
         """
         rows, candidates = self.rows("validation"), self.candidates["validation"]
-        given = (model.item_embeddings(), represent(model, rows, self.device))
-        digest = hashlib.sha256(score_rows(model, rows, candidates, self.device).tobytes())
+        *given, scores = answers_of(model, rows, candidates, self.sequences.n_items, self.device)
+        digest = hashlib.sha256(scores.tobytes())
         for vectors in given:
             digest.update(vectors.detach().cpu().numpy().tobytes())
         self._recommenders[name], self._outside[name] = model, digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from allmrec_lib import metrics
@@ -41,3 +42,20 @@ def test_a_model_from_outside_goes_the_whole_road(home):
     other = Experiment("simulated", "smoke", cf="Together")
     other.use("Together", Together(run.sequences, dim=4))
     assert not np.array_equal(other.scores("Together"), run.scores("Together"))
+
+
+def test_a_model_that_breaks_the_protocol_is_refused_at_once(home):
+    run = Experiment("simulated", "smoke")
+    whole = Together(run.sequences)
+
+    def refused(method, change, says):
+        broken = Together(run.sequences)
+        setattr(broken, method, lambda *given: change(getattr(whole, method)(*given)))
+        with pytest.raises(ValueError, match=says):
+            run.use("Broken", broken)
+
+    refused("item_embeddings", lambda e: e[1:], r"not a tensor \(\d+, d\): row 0 is padding")
+    refused("item_embeddings", lambda e: e.numpy(), "item_embeddings.* not a tensor")
+    refused("item_embeddings", lambda e: e.double(), r"item_embeddings\(\) gives torch.float64")
+    refused("user_representation", lambda x: x[:, :3], r"user_representation\(histories\) gives \(\d+, 3\)")
+    refused("score", lambda s: s / 0, r"score\(\) gives .* not finite")

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..datasets.base import Dataset
-from ..sequences import Candidates, Sequences
+from ..sequences import Candidates, Rows, Sequences
 from ..training import History
+from .base import EmbeddingRecommender, represent, score_rows
 from .ctrl import CTRL, train_ctrl
 from .gru4rec import GRU4Rec
 from .morec import MoRec
@@ -75,3 +77,25 @@ def train_recommender(name: str, sequences: Sequences, data: Dataset, validation
     torch.manual_seed(seed)
     model = kind.build(sequences, data, config)
     return model, kind.train(model, sequences, validation, seed, folder, device, label=name)
+
+
+def answers_of(model: EmbeddingRecommender, rows: Rows, candidates: Candidates, n_items: int,
+               device: str = "cpu") -> tuple[Tensor, Tensor, np.ndarray]:  # fmt: skip
+    """E (n_items + 1, d), x^u (N, d) and scores (N, C) that a model gives.
+
+    Raises ValueError, naming the method, where they are not finite float32 tensors of these shapes.
+    """
+    items = model.item_embeddings()
+    if not isinstance(items, Tensor) or items.ndim != 2 or len(items) != n_items + 1:
+        found = tuple(items.shape) if hasattr(items, "shape") else type(items).__name__
+        raise ValueError(f"item_embeddings() gives {found}, not a tensor ({n_items + 1}, d): row 0 is padding, row i item i")
+    users = represent(model, rows, device)
+    if tuple(users.shape) != (len(rows), items.shape[1]):
+        raise ValueError(f"user_representation(histories) gives {tuple(users.shape)} for {len(rows)} histories, "
+                         f"not {(len(rows), items.shape[1])}")  # fmt: skip
+    scores = score_rows(model, rows, candidates, device)
+    for method, values in (("item_embeddings()", items), ("user_representation()", users), ("score()", torch.from_numpy(scores))):
+        if values.dtype != torch.float32 or not torch.isfinite(values).all():
+            raise ValueError(f"{method} gives {values.dtype} with {int((~torch.isfinite(values)).sum())} values that are not "
+                             "finite; finite float32 is needed")  # fmt: skip
+    return items, users, scores
