@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -130,3 +132,30 @@ def test_what_the_item_tokens_carry():
     assert torch.equal(joint.carried("both", counts), torch.cat([torch.stack([mean, joint.e[1], mean, joint.e[3]]), joint.q], 1))
     with pytest.raises(ValueError, match="unknown stage2.joint 'e,q'; one of e, q, auto, both"):
         joint.carried("e,q", counts)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_a_row_is_a_user_s_own_x_with_the_item_and_its_text(text, cf, sequences, every, monkeypatch):
+    """The loss of a batch is that of equations 2 to 6 on vectors picked by hand."""
+    torch.manual_seed(0)
+    config = replace(CONFIG, all_items=every, matching=1000.0)  # so that a wrong pair shows
+    model = Alignment(8, text, config).eval()
+    task = AlignmentTask(model, cf, sequences, config, 10, "cpu")
+    rows = sequences.rows("train", 10, all_items=every)
+    assert task.n_rows == len(rows) and torch.equal(task.held.targets, sequences.rows("validation", 10).targets)
+    batch, negatives = torch.tensor([5, 2, 7, 0]), torch.tensor([9, 8, 7, 6])
+    monkeypatch.setattr(task, "_negatives", lambda _: negatives)
+    E, x = cf.item_embeddings(), cf.user_representation(rows.histories[batch])
+    Q = torch.cat([text(item[None]) for item in rows.targets[batch]])
+    expected = losses(model, config, x, E[rows.targets[batch]], E[negatives], Q)["total"]
+    assert float(task.loss(batch).detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_decoded_embeddings_are_the_decoder_s(text, cf):
+    torch.manual_seed(0)
+    model = Alignment(8, text, CONFIG)
+    joint = joint_embeddings(model, cf)
+    with torch.no_grad():
+        assert torch.allclose(joint.decoded, model.item_decoder(joint.e), atol=1e-6)
+        assert torch.allclose(joint.decoded_q, model.item_decoder(joint.q), atol=1e-5)
+        assert not torch.allclose(joint.decoded, joint.decoded_q, atol=1e-3)

@@ -80,3 +80,21 @@ def test_the_paired_test_is_calibrated():
     rng = np.random.default_rng(1)
     values = [metrics.paired(*(rng.random((2, 60)) < 0.5).astype(float), draws=200).p_value for _ in range(200)]
     assert 0.01 <= np.mean(np.array(values) < 0.05) <= 0.10
+
+
+def test_per_user_names_what_it_holds():
+    fourth, seventh = np.zeros((1, 20)), np.zeros((1, 20))
+    fourth[0, :4] = [1.0, 2.0, 3.0, 4.0]
+    seventh[0, :7] = [1.0, *[2.0] * 6]
+    for name, value in (("hit@1", 0), ("hit@5", 1), ("ndcg@5", 1 / np.log2(5)), ("ndcg@10", 1 / np.log2(5)), ("mrr", 1 / 4)):
+        assert metrics.per_user(fourth)[name] == pytest.approx([value]), name
+    for name, value in (("hit@5", 0), ("hit@10", 1), ("ndcg@5", 0), ("ndcg@10", 1 / np.log2(8)), ("mrr", 1 / 7)):
+        assert metrics.per_user(seventh)[name] == pytest.approx([value]), name
+
+
+def test_the_paired_test_does_not_ask_which_model_is_named_first():
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((2, 200)) < [[0.5], [0.4]]).astype(float)
+    one, other = metrics.paired(a, b), metrics.paired(b, a)
+    assert one.p_value == other.p_value and one.difference == -other.difference
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.02)

@@ -13,7 +13,7 @@ from allmrec_lib.recommenders.base import aligned, represent, score_rows
 from allmrec_lib.recommenders.floors import CoOccurrence, Popularity, RepeatFirst
 from allmrec_lib.recommenders.models import train_recommender
 from allmrec_lib.recommenders.sasrec import SASRec
-from allmrec_lib.recommenders.sequential import draw_negatives
+from allmrec_lib.recommenders.sequential import SequentialTask, draw_negatives
 from allmrec_lib.sequences import Sequences, candidate_sets
 
 CONFIG = SequentialConfig(dim=16, max_len=8, dropout=0.2, epochs=30, eval_every=5, batch_size=64, lr=5e-3)
@@ -138,3 +138,58 @@ def test_rows_of_other_users_are_refused(sequences):
     drawn = candidate_sets(sequences, "test")
     with pytest.raises(ValueError, match="of different users"):
         score_rows(Popularity(sequences), sequences.rows("test", 5).take(torch.arange(len(drawn) - 1, -1, -1)), drawn)
+
+
+def test_the_states_are_those_of_plain_sums(model):
+    """Another writing of the model, position by position and head by head, against the library's."""
+    def norm(layer, v):
+        return (v - v.mean()) / (v.var(unbiased=False) + layer.eps).sqrt() * layer.weight + layer.bias
+
+    def line(layer, v):
+        return layer.weight @ v + layer.bias
+
+    history, dim, heads = [7, 3, 9, 3], CONFIG.dim, CONFIG.heads
+    with torch.no_grad():
+        places = model.positions.weight[CONFIG.max_len - len(history) :]
+        x = [model.items.weight[item] * dim**0.5 + place for item, place in zip(history, places, strict=True)]
+        for block in model.blocks:
+            keys = [line(block.key_value, v) for v in x]
+            out = []
+            for n, v in enumerate(x):
+                normed = norm(block.query_norm, v)
+                query, mixed = line(block.query, normed), []
+                for part in torch.arange(dim).chunk(heads):
+                    weights = torch.stack([query[part] @ k[:dim][part] / len(part) ** 0.5 for k in keys[: n + 1]]).softmax(0)
+                    mixed.append(sum(w * k[dim:][part] for w, k in zip(weights, keys[: n + 1], strict=True)))
+                y = norm(block.norm, normed + line(block.out, torch.cat(mixed)))
+                out.append(y + line(block.outer, line(block.inner, y).relu()))
+            x = out
+        expected = torch.stack([norm(model.final_norm, v) for v in x])
+    assert len(model.blocks) == 2
+    assert torch.allclose(model.hidden(torch.tensor([history]))[0], expected, atol=1e-5)
+    assert torch.allclose(model.user_representation(torch.tensor([history]))[0], expected[-1], atol=1e-5)
+
+
+def test_dropout_acts_in_training_on_embeddings_and_on_attention():
+    histories = torch.randint(1, 51, (4, 8))
+    for silent in ("inner", "embeddings"):  # what is left after the other places are made dumb
+        torch.manual_seed(0)
+        model = SASRec(50, SequentialConfig(dim=16, max_len=8, dropout=0.5)).train()
+        for block in model.blocks:
+            block.dropout = 0.0 if silent == "inner" else 0.5
+        if silent == "embeddings":
+            model.config = SequentialConfig(dim=16, max_len=8, dropout=0.0)
+            for block in model.blocks:
+                torch.nn.init.zeros_(block.outer.weight), torch.nn.init.zeros_(block.outer.bias)
+        assert not torch.equal(model.hidden(histories), model.hidden(histories))
+        assert torch.equal(model.eval().hidden(histories), model.hidden(histories))
+
+
+def test_floors_and_validation_never_look_at_test_items():
+    sequences = random_sequences(np.random.default_rng(0), items=400)
+    only_test = set(sequences.flat[sequences.starts[1:][sequences.held_out > 0] - 1].tolist()) - set(sequences.known.tolist())
+    assert only_test and not Popularity(sequences).counts[list(only_test)].any()
+    candidates = candidate_sets(sequences, "validation", 9)
+    task = SequentialTask(SASRec(400, CONFIG), sequences, candidates, "cpu")
+    rows = sequences.rows("validation", CONFIG.max_len)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(vars(task.validation[0]).values(), vars(rows).values(), strict=True))

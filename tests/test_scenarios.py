@@ -55,3 +55,11 @@ def test_an_experiment_keeps_the_test_rows_and_trains_anew(home):
     assert len(few.candidates["validation"].users) == 20
     assert few.recommender_folder("SASRec") != whole.recommender_folder("SASRec")
     assert not np.array_equal(few.scores("SASRec"), whole.scores("SASRec"))
+
+
+def test_another_draw_and_another_test_are_another_digest():
+    whole = Sequences(np.arange(1, 201), np.arange(0, 201, 5), 300)
+    draws = [limited(whole, DataConfig(few_shot=10, few_shot_draw=draw)) for draw in range(3)]
+    assert len({draw.digest for draw in draws}) == 3
+    few = draws[0]
+    assert type(few)(whole, few.trains, few.trains).digest != few.digest

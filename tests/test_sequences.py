@@ -113,3 +113,22 @@ def test_counts_and_interacted(seed):
     users, items = np.meshgrid(np.arange(1, sequences.n_users + 1), np.arange(1, sequences.n_items + 1), indexing="ij")
     met = sequences.interacted(users, items)
     assert all(set(np.flatnonzero(met[u]) + 1) == set(history) for u, history in enumerate(plain(sequences)))
+
+
+def test_a_sample_of_users_has_each_once_and_all_may_come():
+    sequences = random_sequences(np.random.default_rng(0))
+    users = candidate_sets(sequences, "test", 5, seed=1).users.tolist()
+    drawn = [candidate_sets(sequences, "test", 5, seed=s, max_users=8).users.tolist() for s in range(40)]
+    assert all(d == sorted(set(d)) and len(d) == 8 for d in drawn)
+    assert set(sum(drawn, [])) == set(users)
+
+
+def test_parts_have_negatives_of_their_own_and_the_digest_covers_all():
+    sequences = random_sequences(np.random.default_rng(0))
+    test, validation = (candidate_sets(sequences, part, 5) for part in ("test", "validation"))
+    assert not torch.equal(test.items[:, 1:], validation.items[:, 1:])
+    some = test.take(torch.tensor([3, 1]))
+    assert all(torch.equal(vars(some)[name], vars(test)[name][[3, 1]]) for name in ("users", "items", "order"))
+    for name in ("users", "items", "order"):
+        changed = Candidates(**{n: getattr(test, n).flip(0) if n == name else getattr(test, n) for n in ("users", "items", "order")})
+        assert changed.digest != test.digest, name

@@ -39,3 +39,14 @@ def test_only_the_top_layers_get_gradients():
 def test_too_many_layers_is_an_error():
     with pytest.raises(ValueError, match="train_layers = 9, but the sentence encoder has 6 layers"):
         TextEncoder("all-MiniLM-L6-v2", TEXTS, 16, 9)
+
+
+def test_texts_come_back_in_the_order_asked_for_and_cut():
+    encoder = TextEncoder("all-MiniLM-L6-v2", TEXTS, 16, None).eval()
+    asked = torch.tensor([2, 3, 1])  # longest first
+    with torch.no_grad():
+        together, alone = encoder(asked), torch.cat([encoder(item[None]) for item in asked])
+    assert torch.allclose(together, alone, atol=1e-5) and not torch.allclose(together[0], together[1], atol=1e-2)
+    long = "Title: " + "soap " * 50
+    cut = TextEncoder("all-MiniLM-L6-v2", ["", long, long + "and quite another end"], 16, None).encode_all()
+    assert torch.equal(cut[1], cut[2])
