@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from torch import nn
 
 from allmrec_lib.alignment import Alignment, AlignmentTask, JointEmbeddings, joint_embeddings, losses, train_alignment
 from allmrec_lib.config import SequentialConfig, Stage1Config
@@ -159,3 +160,20 @@ def test_decoded_embeddings_are_the_decoder_s(text, cf):
         assert torch.allclose(joint.decoded, model.item_decoder(joint.e), atol=1e-6)
         assert torch.allclose(joint.decoded_q, model.item_decoder(joint.q), atol=1e-5)
         assert not torch.allclose(joint.decoded, joint.decoded_q, atol=1e-3)
+
+
+def test_the_texts_reconstruction_target_is_held_fixed(text):
+    model = Alignment(5, text, CONFIG)
+    nn.init.zeros_(model.text_encoder[0].weight)  # q says nothing of Q
+    Q = torch.randn(3, text.dim, requires_grad=True)
+    losses(model, CONFIG, *torch.randn(3, 3, 5), Q)["text_recon"].backward()
+    assert not Q.grad.any()
+
+
+def test_validation_has_each_users_own_x_and_the_same_negatives(text, cf, sequences, monkeypatch):
+    task, seen = AlignmentTask(Alignment(8, text, CONFIG), cf, sequences, CONFIG, 10, "cpu"), []
+    assert task.validate() == task.validate()
+    monkeypatch.setattr(task, "_loss", lambda batch, x, **_: seen.append((batch, x)) or torch.zeros(()))
+    task.validate()
+    batch, x = seen[0]
+    assert len(batch) == len(task.held) and torch.allclose(x, cf.user_representation(batch.histories), atol=1e-6)

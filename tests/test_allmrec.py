@@ -11,15 +11,17 @@ import pytest
 import torch
 from conftest import TITLES, random_sequences
 
-from allmrec_lib import metrics
+from allmrec_lib import metrics, ranker
 from allmrec_lib.alignment import JointEmbeddings
 from allmrec_lib.allmrec import ALLMRec
 from allmrec_lib.config import Stage2Config
 from allmrec_lib.experiment import Experiment
+from allmrec_lib.llm import decoding
 from allmrec_lib.llm.backbone import Reads
+from allmrec_lib.llm.soft_tokens import PromptBatch
 from allmrec_lib.projections import Projection, projections
-from allmrec_lib.ranker import AnswerTask, _Part, train_answers, training_candidates
-from allmrec_lib.sequences import candidate_sets
+from allmrec_lib.ranker import AnswerTask, LLMRecommender, _Part, train_answers, training_candidates
+from allmrec_lib.sequences import Candidates, Rows, candidate_sets
 
 CONFIG = Stage2Config(batch_size=4, epochs=2, lr=1e-2, history=3)
 ITEMS = len(TITLES) - 1
@@ -66,7 +68,7 @@ def loss_of(task, rows, world):
 def test_the_loss_is_equation_8(backbone, prompts, joint, world):
     model = model_of(backbone, prompts, joint)
     task = task_of(model, world)
-    rows = torch.arange(4)
+    rows = torch.tensor([5, 2, 7, 0])
     found, part, drawn = loss_of(task, rows, world)
     expected = 0.0
     with torch.no_grad():
@@ -77,7 +79,7 @@ def test_the_loss_is_equation_8(backbone, prompts, joint, world):
                 if token >= 0:
                     vectors.append(backbone.embedding.weight[token])
                 elif token == -1:
-                    vectors.append(model.heads["user"](task.x[row]))
+                    vectors.append(model.heads["user"](task.x[rows[row]]))
                 else:
                     vectors.append(model.heads["item"](model.joint[-token - 1]))
             logits = backbone.model(inputs_embeds=torch.stack(vectors)[None]).logits[0].log_softmax(-1)
@@ -89,7 +91,7 @@ def test_the_loss_is_equation_8(backbone, prompts, joint, world):
 def test_the_constrained_loss_is_that_of_constrained_decoding(backbone, prompts, joint, world):
     model = model_of(backbone, prompts, joint)
     task = task_of(model, world, replace(CONFIG, loss="constrained"))
-    rows = torch.arange(4)
+    rows = torch.tensor([5, 2, 7, 0])
     found, part, drawn = loss_of(task, rows, world)
     scores = model.predict(part, drawn, task.x[rows], "constrained")
     assert found == pytest.approx(-scores[:, 0].mean(), abs=1e-5)
@@ -285,3 +287,42 @@ def test_stored_scores_are_those_of_what_was_asked_for(run):
 def test_an_unknown_model_is_an_error(run):
     with pytest.raises(ValueError, match="unknown model 'SASREC'"):
         run.scores("SASREC")
+
+
+on_one = pytest.mark.parametrize("backbone", ["opt"], indirect=True)
+
+
+@on_one
+def test_a_sample_of_rows_keeps_each_users_own_x(backbone, prompts, joint, world, monkeypatch):
+    rows, held, drawn = world.rows("train", 8), world.rows("validation", 8), candidate_sets(world, "validation", 4)
+    tasks = []
+    monkeypatch.setattr(ranker, "fit", lambda task, **_: tasks.append(task))
+    for seed in range(4):
+        train_answers(model_of(backbone, prompts, joint), world, (rows, rows.users[:, None]), (held, drawn, held.users[:, None]),
+                      replace(CONFIG, max_rows=4, eval_users=3), seed)
+    for task in tasks:
+        assert task.n_rows == 4 and torch.equal(task.x[:, 0], task.rows.users)
+        part = task.validation
+        assert len(part.rows) == 3 and torch.equal(part.x[:, 0], part.rows.users) and torch.equal(part.candidates.users, part.rows.users)
+    assert len({tuple(t.rows.users.tolist()) for t in tasks}) > 1 and len({tuple(t.validation.rows.users.tolist()) for t in tasks}) > 1
+
+
+@on_one
+def test_a_prompt_shows_the_newest_of_the_history(backbone, prompts):
+    rows = Rows(torch.tensor([1]), torch.tensor([[0, 1, 2, 3, 4, 5]]), torch.tensor([8]))
+    drawn = Candidates(torch.tensor([1]), torch.tensor([[8, 9, 10]]), torch.tensor([[2, 0, 1]]))
+    assert LLMRecommender(backbone, prompts, history=3).prompt_rows(rows, drawn) == [prompts.prompt([3, 4, 5], [10, 8, 9])]
+
+
+@on_one
+def test_each_mode_is_the_decoding_of_its_name(backbone, prompts, joint, world):
+    model, rows, drawn = model_of(backbone, prompts, joint), world.rows("test", 8), candidate_sets(world, "test", 4)
+    x = torch.randn(len(rows), 4).double()
+    block = PromptBatch.of(model.prompt_rows(rows, drawn))
+    with torch.inference_mode():
+        for mode in ("constrained", "score", "trie"):
+            prefix = decoding.read(backbone, model.embeds(block, x), block.lengths)
+            expected = getattr(decoding, mode)(backbone, prefix, *model.answers(drawn.items)).double().numpy()
+            assert np.allclose(model.predict(rows, drawn, x, mode), expected, atol=1e-5), mode
+    titles = torch.tensor([[2, 1, 11]])  # Aliens, Alien, Hea
+    assert model.named(titles, ["Aliens"]).tolist() == [[1, 0, 0]]

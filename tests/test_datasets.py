@@ -768,3 +768,10 @@ def test_headline_numbers() -> None:
     assert hits(1, model="A-LLMRec") == {"movies_and_tv": 0.6237, "video_games": 0.5282, "beauty": 0.5809, "toys": 0.3336}
     beta = paper(3).query("metric == 'beta'").set_index("dataset")["value"].to_dict()
     assert beta == {"movies_and_tv": 0.5, "video_games": 0.5, "beauty": 0.2, "toys": 0.2}
+
+
+def test_changed_code_reads_the_source_again(tmp_path, monkeypatch):
+    datasets.load("simulated", tmp_path, users=30)
+    monkeypatch.setattr(datasets, "code_digest", lambda *_: "other")
+    datasets.load("simulated", tmp_path, users=30)
+    assert len(list((tmp_path / "processed").glob("simulated-*"))) == 2

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from allmrec_lib import datasets
+from allmrec_lib import datasets, genres
 from allmrec_lib.allmrec import ALLMRec
 from allmrec_lib.datasets import DataError, Dataset
 from allmrec_lib.datasets.base import item_table
 from allmrec_lib.genres import GenreQuestion, GenreTable, as_scores, mean_tokens, measure, parse, spearman, told_apart
+from allmrec_lib.llm import decoding
 from allmrec_lib.llm.prompts import DOMAINS
 from allmrec_lib.llm.soft_tokens import PromptEncoder
 from allmrec_lib.ranker import LLMRecommender
@@ -132,3 +133,50 @@ def test_models_of_text_alone_are_asked_without_slots(backbone):
         question = GenreQuestion(model, GenreTable.of(data()), look_up=look_up)
         assert question.ask(rows(), torch.zeros(3, 0)).shape == (3, 3)
     assert len(GenreQuestion(model, GenreTable.of(data())).ask(rows(), torch.zeros(3, 0), free=True)) == 3
+
+
+on_one = pytest.mark.parametrize("backbone", ["opt"], indirect=True)
+
+
+@on_one
+def test_a_look_up_leaves_the_users_own_items_out(backbone, monkeypatch):
+    question, seen, real = asked(backbone, look_up=True)[0], [], genres.mean_tokens
+    monkeypatch.setattr(genres, "mean_tokens", lambda items, member, own: seen.append(own) or real(items, member, own))
+    question.ask(rows(), torch.zeros(3, 4).double(), batch=2)
+    assert [set(row.nonzero()[:, 0].tolist()) - {0} for row in torch.cat(seen)] == [{1, 2}, {3, 4, 5}, {7}]
+
+
+@on_one
+@pytest.mark.parametrize("look_up", [False, True])
+def test_a_score_is_that_of_its_genres_name(backbone, monkeypatch, look_up):
+    question, answers, real = asked(backbone, look_up=look_up)[0], [], decoding.constrained
+    monkeypatch.setattr(decoding, "constrained", lambda b, p, a, s: answers.append((a, s)) or real(b, p, a, s))
+    prompts = []
+    shown = question.shown
+    monkeypatch.setattr(question, "shown", lambda h, o: prompts.append((shown(h, o), o)) or prompts[-1][0])
+    question.ask(rows(), torch.zeros(3, 4).double())
+    ids, sizes = answers[0]
+    told = [backbone.written(row[:n].tolist()) for row, n in zip(ids[0], sizes[0].tolist(), strict=True)]
+    assert told == question.table.names
+    assert [[-i - 1 for i in row if i < -1 and -i - 1 < question.first] for row in prompts[0][0]] == [[1, 2], [4, 5], [7]]  # history=2
+
+
+@on_one
+def test_random_tokens_are_not_the_genres_tokens_and_genres_stand_in_an_order_for_each_user(backbone):
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).double()
+    told, noise = (asked(backbone, look_up=True, random=r)[0].ask(rows(), x) for r in (False, True))
+    assert not np.allclose(told, noise, atol=1e-3)
+    question = asked(backbone, look_up=True)[0]
+    orders = []
+    question.shown, shown = lambda h, o: orders.append(o) or shown(h, o), question.shown
+    many = rows().take(torch.arange(3).repeat(8))
+    question.ask(many, x.repeat(8, 1))
+    assert len({tuple(o) for o in orders[0].tolist()}) == 6
+
+
+def test_taste_is_measured_against_the_prior():
+    shares, prior = np.array([[0.5, 0.2, 0.3], [0.2, 0.3, 0.5]]), np.array([0.8, 0.15, 0.05])
+    scores = np.array([[0.0, 1, 2], [0.0, 0, 0]])  # less the mean: rising; shares - prior: rising
+    assert genres.measure(scores, shares, prior)["taste correlation"].tolist() == [1.0, -1.0]
+    moved = genres.with_prior(np.array([[0.0, 2.0], [0.0, 0.0]]), np.array([0.5, 0.5]), 1.0)
+    assert moved[0, 1] > moved[0, 0] and moved[1, 1] < moved[1, 0]

@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SLOW = "import time, pathlib\npathlib.Path('started').touch()\nwhile not pathlib.Path('go').exists(): time.sleep(0.1)"
 
 
-def grid(home, **config):
+def grid(home, errors=None, **config):
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--jobs", "1", "--keep-going",
                "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--quiet", "all", "--config",
                *(f"{name}={value}" for name, value in config.items())]  # fmt: skip
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.Popen(command, cwd=home, env=os.environ | {"PATH": path}, start_new_session=True)
+    return subprocess.Popen(command, cwd=home, env=os.environ | {"PATH": path}, start_new_session=True, stderr=errors)
 
 
 def test_a_killed_grid_goes_on_where_it_was(home):
@@ -59,5 +59,7 @@ def test_two_llms_of_one_name_are_refused(home):
     write(home, "01_c.ipynb", "print(llm)")
     for folder in ("a", "b"):
         (home / folder / "llm").mkdir(parents=True)
-    assert grid(home, datasets="simulated", llms="a/llm b/llm").wait() != 0
+    process = grid(home, subprocess.PIPE, datasets="simulated", llms="a/llm b/llm")
+    assert f"{home / 'b' / 'llm'} and {home / 'a' / 'llm'} would both write to" in process.communicate()[1].decode()
+    assert process.returncode != 0
     assert not (home / "data" / "runs").exists()

@@ -88,3 +88,12 @@ def test_an_incomplete_row_is_an_error(home):
 def test_the_table_shows_the_gap():
     table = report.beside_paper([line(), line() | {"model": "Random", "paper": None}])
     assert table.loc["SASRec", "gap"] == "+0.0952" and table.loc["Random", "gap"] == "-"
+
+
+def test_another_seed_or_llm_or_code_is_another_record(home):
+    abouts = [(0, None), (1, None), (0, "facebook/opt-6.7b"), (1, "facebook/opt-6.7b")]
+    assert len({results.path_of("t", "laptop", "beauty", *about) for about in abouts}) == 4
+    assert results.path_of("t", "laptop", "beauty", 0, "pocket") == results.path_of("t", "laptop", "beauty")
+    for code in "ab":
+        path = results.record("t", [line()], {"seed": 0, "code": code})
+        assert json.loads(path.read_text())["run"]["code"] == code

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import random_sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allmrec_lib.datasets.base import DataError
-from allmrec_lib.sequences import Candidates, candidate_sets
+from allmrec_lib.datasets.base import DataError, Dataset, item_table
+from allmrec_lib.sequences import Candidates, Sequences, candidate_sets
 
 seeds = st.integers(0, 10_000)
 
@@ -132,3 +133,20 @@ def test_parts_have_negatives_of_their_own_and_the_digest_covers_all():
     for name in ("users", "items", "order"):
         changed = Candidates(**{n: getattr(test, n).flip(0) if n == name else getattr(test, n) for n in ("users", "items", "order")})
         assert changed.digest != test.digest, name
+
+
+def test_a_users_items_keep_their_order_also_where_users_stand_mixed():
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(1, 6, 500), rng.integers(1, 41, 500)
+    table = item_table([str(i) for i in range(40)], [f"t{i}" for i in range(40)], [""] * 40)[0]
+    dataset = Dataset("d", "item", pd.DataFrame({"user": users, "item": items}, dtype="int32"), table)
+    sequences = Sequences.from_dataset(dataset)
+    assert [sequences.flat[a:b].tolist() for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True)] == [
+        items[users == u].tolist() for u in range(1, 6)]
+
+
+def test_how_many_of_a_pool_were_met_is_of_the_pool_asked_for():
+    sequences = random_sequences(np.random.default_rng(0))
+    for pool in (np.arange(1, 61), np.arange(1, 20), np.arange(1, 61)):
+        plain = [len(set(sequences.flat[a:b]) & set(pool)) for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True)]
+        assert sequences.met(pool)[1:].tolist() == plain

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from allmrec_lib import meter
+from allmrec_lib import meter, store
 from allmrec_lib.store import Store, code_digest
 from allmrec_lib.training import autocast, bucketed_batches, fit, seed_for, split_batches
 
@@ -169,10 +172,6 @@ def test_a_killed_process_does_not_block_the_next(tmp_path):
     assert seen == ["half"] and time.monotonic() - begin < 5
 
 
-def test_code_digests_differ():
-    assert code_digest("training") == code_digest("training") != code_digest("store")
-
-
 @pytest.mark.skipif(meter._TRIM is None, reason="the C library is not glibc")
 def test_freed_memory_goes_back_to_the_system():
     def resident() -> int:
@@ -187,3 +186,71 @@ def test_freed_memory_goes_back_to_the_system():
     assert resident() > before - 50  # not yet
     meter.give_back_memory(every_s=0)
     assert resident() < before - 200 and kept[-1].all()
+
+
+def test_dropout_is_on_in_training_and_off_in_validation():
+    task, seen = Line(), []
+    loss, validate = task.loss, task.validate
+    task.loss = lambda rows: seen.append(("loss", task.module.training)) or loss(rows)
+    task.validate = lambda: seen.append(("validate", task.module.training)) or validate()
+    run(task, epochs=2, evaluate_start=True)
+    assert set(seen) == {("loss", True), ("validate", False)} and not task.module.training
+
+
+def test_the_start_is_a_candidate_once(tmp_path):
+    task = Line(metrics=[0.9, 0.1, 0.2])
+    start = copy.deepcopy(task.module.state_dict())
+    history = run(task, epochs=2, evaluate_start=True, folder=tmp_path)
+    assert (history.best_epoch, [r["epoch"] for r in history.rows]) == (0, [0, 1, 2])
+    assert all(torch.equal(start[n], p) for n, p in task.module.state_dict().items())
+    again = run(Line(metrics=[0.3]), epochs=3, evaluate_start=True, folder=tmp_path)
+    assert [r["epoch"] for r in again.rows] == [0, 1, 2, 3]
+
+
+def test_patience_goes_on_after_an_interruption(tmp_path):
+    run(Line(metrics=[0.5, 0.4, 0.3]), epochs=3, patience=3, folder=tmp_path)
+    history = run(Line(metrics=[0.2, 0.9]), epochs=9, patience=3, folder=tmp_path)
+    assert [r["metric"] for r in history.rows] == [0.5, 0.4, 0.3, 0.2]
+
+
+def test_every_epoch_has_an_order_of_its_own_and_weights_decay():
+    task, orders = Line(), []
+    loss = task.loss
+    task.loss = lambda rows: orders.append(rows.tolist()) or loss(rows)
+    run(task, epochs=2)
+    assert sum(orders[:7], []) != sum(orders[7:], []) and sorted(sum(orders[:7], [])) == list(range(50))
+    plain, decayed = Line(), Line()
+    run(plain, epochs=2), run(decayed, epochs=2, weight_decay=1.0)
+    assert not torch.equal(plain.module.weight, decayed.module.weight)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    run(Line(), epochs=1, folder=tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def half(state, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        run(Line(), epochs=3, folder=tmp_path, checkpoint_s=0.0)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_digest_is_of_the_source(monkeypatch):
+    expected = hashlib.sha256(Path(store.__file__).read_bytes())
+    assert code_digest("store") == expected.hexdigest()[:12]
+
+
+def test_two_that_ask_at_once_make_it_once(tmp_path):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        time.sleep(0.5)
+        (folder / "x").write_text("1")
+
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: Store(tmp_path).get("thing", {}, make), range(2)))
+    assert len(made) == 1 and folders[0] == folders[1] and (folders[0] / "x").exists()

@@ -8,6 +8,7 @@ import torch
 
 from allmrec_lib.config import SequentialConfig
 from allmrec_lib.experiment import Experiment
+from allmrec_lib.recommenders.base import represent, score_rows
 from allmrec_lib.recommenders.sasrec import SASRec
 from allmrec_lib.transfer import Foreign, Transfer, _carried_over
 
@@ -52,3 +53,31 @@ def test_a_text_side_of_another_size_is_refused(source):
     model.source.__dict__["stage1_folder"] = source.stage1_folder
     with pytest.raises(ValueError, match="another text side"):
         _ = model.texts
+
+
+TINY = {"data.max_test_users": 20, "sasrec.epochs": 1, "stage1.train_layers": 0, "stage1.max_text_tokens": 8,
+        "stage2.max_rows": 8, "stage2.eval_users": 8, "stage2.joint": "q"}  # fmt: skip
+
+
+def test_scores_are_of_the_targets_rows_and_of_the_source_that_was_trained(home):
+    source = Experiment("simulated", "smoke", overrides=TINY)
+    target = Experiment("simulated", "smoke", overrides=TINY | {"data.max_test_users": 12, "data.candidate_seed": 3})
+    across, rows, candidates = Transfer(source, target), target.rows("test"), target.candidates["test"]
+    assert np.allclose(across.scores("SASRec"), score_rows(source.cf_model, rows, candidates), atol=1e-5)
+    decoded = across.texts[1].clone()
+    decoded[0] = 0
+    x = represent(across.through_text, rows)
+    assert np.allclose(across.scores("Stage 1"), torch.einsum("nd,ncd->nc", x, decoded[candidates.items]).numpy(), atol=1e-5)
+    other = Transfer(Experiment("simulated", "smoke", seed=1, overrides=TINY), target)
+    assert not np.allclose(other.scores("SASRec"), across.scores("SASRec"))
+
+
+def test_across_the_user_is_read_through_the_texts_and_modes_are_kept_apart(home, monkeypatch):
+    run = Experiment("simulated", "smoke", overrides=TINY)
+    across, given = Transfer(run, run), []
+    model = across.answering("A-LLMRec")
+    model.predict = lambda rows, candidates, x, mode: given.append(x) or np.full(candidates.items.shape, len(given))
+    monkeypatch.setattr(across, "answering", lambda name: model)
+    assert not np.array_equal(across.scores("A-LLMRec", "trie"), across.scores("A-LLMRec", "score"))
+    assert torch.allclose(given[0], represent(across.through_text, run.rows("test")), atol=1e-6)
+    assert not torch.allclose(given[0], run.x(run.rows("test")), atol=1e-3)

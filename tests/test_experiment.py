@@ -1,0 +1,92 @@
+"""An experiment: what a result stands on is in its key, what was trained answers, and a name in a table means its settings."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from conftest import byte_tokenizer, tiny_model
+from safetensors.torch import save_file
+from torch import nn
+
+from allmrec_lib import experiment
+from allmrec_lib.experiment import Experiment, trained
+from allmrec_lib.training import History
+
+TINY = {"data.max_test_users": 20, "sasrec.epochs": 1, "stage1.train_layers": 0, "stage1.max_text_tokens": 8,
+        "stage2.max_rows": 8, "stage2.eval_users": 8, "stage2.joint": "q"}  # fmt: skip
+
+
+def test_the_weights_of_an_artifact_are_those_that_answer(tmp_path):
+    module = nn.Linear(2, 3)
+    save_file({name: torch.full_like(p, 7.0) for name, p in module.named_parameters()}, tmp_path / "trained.safetensors")
+    model = trained(SimpleNamespace(module=module), tmp_path)
+    assert all((p == 7).all() and not p.requires_grad for p in model.module.parameters())
+
+
+def test_stage_2_is_given_each_users_own_x(home, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(experiment, "train_answers", lambda model, sequences, train, validation, *_: given.append((train, validation)) or History())
+    for changes in ({}, {"stage2.all_items": True}, {"stage2.user": False}):
+        run = Experiment("simulated", "smoke", overrides=TINY | changes)
+        run.learn_answers("stage2", run.untrained(), tmp_path, "x")
+        (rows, x), (held, drawn, x_held) = given[-1]
+        assert len(rows) == len(run.sequences.rows("train", 1, all_items="stage2.all_items" in changes))
+        assert torch.equal(held.users, drawn.users) and drawn.digest == run.candidates["validation"].digest
+        for part, vectors in ((rows, x), (held, x_held)):
+            own = run.x(part) if "stage2.user" not in changes else run.x(rows).mean(0).expand(len(part), -1)
+            assert torch.allclose(vectors, own, atol=1e-6)
+
+
+def test_a_change_of_what_a_result_stands_on_is_another_artifact(home, tmp_path):
+    tiny_model("opt").float().save_pretrained(tmp_path / "llm")
+    byte_tokenizer().save_pretrained(tmp_path / "llm")
+
+    def keys(seed=0, llm="pocket", **changes):
+        run = Experiment("simulated", "smoke", seed, llm, overrides={n.replace("__", "."): v for n, v in changes.items()})
+        inputs = {"sasrec": run._cf_inputs("SASRec")} | {kind: run._inputs(kind) for kind in ("stage1", "stage2", "tallrec")}
+        return {kind: run.store.folder(kind, found).name for kind, found in inputs.items()}
+
+    before = keys()
+    assert keys() == before
+    every = {"sasrec", "stage1", "stage2", "tallrec"}
+    for changed, kinds in (
+        ({"seed": 1}, every), ({"data__few_shot": 20}, every), ({"sasrec__lr": 0.5}, every - {"tallrec"}),
+        ({"stage1__lr": 0.5}, {"stage1", "stage2"}), ({"stage2__lr": 0.5}, {"stage2"}), ({"tallrec__lr": 0.5}, {"tallrec"}),
+        ({"llm": str(tmp_path / "llm")}, {"stage2", "tallrec"}),
+    ):
+        after = keys(**changed)
+        assert {kind for kind in before if before[kind] != after[kind]} == kinds, changed
+
+
+def test_each_mode_and_each_test_set_has_scores_of_its_own(home, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Experiment, "_score", lambda run, model, mode: asked.append((model, mode)) or np.full((1, 1), len(asked)))
+    for model in ("LLM-Only", "A-LLMRec", "TALLRec"):
+        for changes in ({}, {"data.candidate_seed": 5}):
+            run = Experiment("simulated", "smoke", overrides=changes)
+            assert len({float(run.scores(model, mode)[0, 0]) for mode in ("constrained", "score", "trie", "free")}) == 4
+    assert len(asked) == 24
+
+
+def test_other_settings_are_other_candidates(home):
+    before = Experiment("simulated", "smoke").candidates
+    for name, value in (("negatives", 9), ("candidate_seed", 1), ("max_test_users", 17)):
+        after = Experiment("simulated", "smoke", overrides={f"data.{name}": value}).candidates
+        assert after["test"].digest != before["test"].digest, name
+    assert len(after["test"]) == 17 and torch.equal(after["validation"].items, before["validation"].items)
+
+
+def test_variants_are_what_their_names_say(home):
+    run = Experiment("simulated", "smoke")
+    of = {name: run.variant(name).profile for name in experiment.VARIANTS}
+    assert {name: p.stage2.joint for name, p in of.items()} == {
+        "A-LLMRec (SBERT)": "q", "A-LLMRec (e+q)": "both", "A-LLMRec_all": "auto", "MLP-LLM": "cf"}
+    assert (of["A-LLMRec_all"].stage1.all_items, of["A-LLMRec_all"].stage2.all_items) == (True, True)
+
+
+def test_what_the_controls_carry(home):
+    carried = {k: Experiment("simulated", "smoke", overrides=TINY | {"stage2.joint": k}).untrained().joint for k in ("auto", "none", "random")}
+    assert (carried["none"] == carried["none"][0]).all() and not (carried["auto"] == carried["auto"][0]).all()
+    assert not torch.allclose(carried["random"], carried["auto"]) and abs(float(carried["random"].std()) - 1) < 0.1
