@@ -19,6 +19,7 @@ import yaml
 from . import processes
 
 PROFILES = ("smoke", "laptop", "paper")
+INTERRUPTED = "interrupted; the same command goes on from here"  # what a command says of Ctrl-C
 AT_LEAST_ONE = {"history", "negatives", "batch_size", "dim", "max_len", "seeds"}
 
 

@@ -17,7 +17,7 @@ import time
 import yaml
 
 from . import processes
-from .config import ConfigError
+from .config import INTERRUPTED, ConfigError
 from .datasets.base import DataError
 from .experiment import VARIANTS, Experiment
 from .paths import full_name
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0
 

@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 
 from . import results
-from .config import ConfigError
+from .config import INTERRUPTED, ConfigError
 from .datasets.base import DataError
 from .experiment import Experiment
 from .paths import full_name
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     print(found[["settings", "value", "epoch"]].to_string(index=False))
     return 0

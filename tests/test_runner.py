@@ -129,3 +129,36 @@ def test_a_killed_book_goes_on_where_it_was(home):
     assert runner.main(["book", "--dataset", "simulated", "--profile", "laptop"]) == 0
     assert (executed / "01_one.ipynb").stat().st_mtime_ns == stamp
     assert json.loads((executed / "02_two.ipynb").read_text())["cells"]
+
+
+def test_what_a_run_depends_on_makes_it_run_again(chapter, monkeypatch):
+    ran = []
+
+    def executed(source, target, parameters):
+        ran.append(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("{}")
+
+    monkeypatch.setattr(runner, "_execute", executed)
+    monkeypatch.setattr(runner, "_check_needs", lambda **_: None)
+    runner.run_chapter("1", **PARAMETERS)
+    runner.run_chapter("1", **PARAMETERS)
+    assert len(ran) == 1
+    runner.run_chapter("1", **PARAMETERS | {"device": "cuda"})
+    assert len(ran) == 2
+    monkeypatch.setattr(runner, "library_digest", lambda: "another")
+    target = runner.run_chapter("1", **PARAMETERS | {"device": "cuda"})
+    assert len(ran) == 3
+    target.unlink()
+    assert runner.run_chapter("1", **PARAMETERS | {"device": "cuda"}).exists() and len(ran) == 4
+
+
+def test_only_what_the_book_shows_lies_in_the_book():
+    runs = [("d", "laptop", 0, "pocket"), ("d", "smoke", 0, "pocket"), ("d", "laptop", 1, "pocket"), ("d", "laptop", 0, "me/opt")]
+    assert ["executed" in runner.copies_of(*run).parts for run in runs] == [True, False, False, False]
+    assert len({runner.copies_of(*run) for run in runs}) == 4
+
+
+def test_the_fingerprint_is_the_machines_and_not_the_librarys():
+    """A mistake in the library must fail where chapters are compared, and not pass for a machine that rounds otherwise."""
+    assert "allmrec" not in runner.ROUNDED and runner.arithmetic() == runner.arithmetic()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..config import INTERRUPTED
 from . import SOURCES, DataError, Dataset, data_root, load
 from .authors import beauty_files
 from .base import NO_TITLE
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m allmrec_lib.
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0
 
