@@ -154,11 +154,11 @@ class AlignmentTask:
         return share.weigh(losses(self.module, self.config, x, positive, negative, q_text)["total"])
 
     def _negatives(self, rows: Rows) -> Tensor:
-        """For every row an item that the user never interacted with. (B,)."""
+        """For every row an item that the user has not in training; to avoid what is held out would tell of it. (B,)."""
         negative = torch.randint(1, self.sequences.n_items + 1, rows.targets.shape)
         users, wrong = rows.users.numpy(), True
         while wrong:
-            seen = torch.from_numpy(self.sequences.interacted(users, negative.numpy()))
+            seen = torch.from_numpy(self.sequences.interacted(users, negative.numpy(), "training"))
             wrong = bool(seen.any())
             negative[seen] = torch.randint(1, self.sequences.n_items + 1, (int(seen.sum()),))
         return negative

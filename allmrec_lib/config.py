@@ -173,6 +173,7 @@ class Stage2Config:
     loss: str = "title"  # equation 8; "constrained": each token against those that continue another candidate
     joint: str = "auto"  # item tokens: "e", "q" (text), "both", "auto" (q where training saw no such item), "cf" (E),
     # and for Table 9 "none" (every item's the same) and "random" (vectors that say nothing)
+    inference: str = ""  # what they carry after training, where that is something else ("q": Table 4's A-LLMRec (SBERT))
     user: bool = True  # False: every user's token is the same (Table 9)
     lr: float = 1e-4
     batch_size: int = 4

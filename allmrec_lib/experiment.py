@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import metrics
 from .alignment import JointEmbeddings, joint_embeddings, train_alignment
-from .allmrec import ALLMRec
+from .allmrec import VARIANTS, ALLMRec
 from .llm.backbone import Backbone, frozen_backbone
 from .llm.prompts import TEXT_ONLY
 from .llm.soft_tokens import PromptEncoder
@@ -47,9 +47,6 @@ CODE = {
     "stage2": (*ASKING, "projections", "allmrec"),
     "tallrec": (*ASKING, "tallrec"),
 }
-# What a name in a table stands for, where it is A-LLMRec with other settings. MLP-LLM has no Stage 1.
-VARIANTS = {"A-LLMRec (SBERT)": {"stage2.joint": "q"}, "A-LLMRec (e+q)": {"stage2.joint": "both"},
-            "A-LLMRec_all": {"stage1.all_items": True, "stage2.all_items": True}, "MLP-LLM": {"stage2.joint": "cf"}}  # fmt: skip
 
 
 def trained(model: LLMRecommender, folder: Path) -> LLMRecommender:
@@ -110,6 +107,7 @@ class Experiment(Prepared):
 
     def _inputs(self, kind: str) -> dict[str, Any]:
         own = {kind: asdict(getattr(self.profile, kind)), f"{kind} code": code_digest(*CODE[kind])}
+        own[kind].pop("inference", None)  # what is trained does not depend on it
         own["max_len"] = self.profile.sasrec.max_len  # of the histories in all rows
         asked = {"llm": self.llm, "llm card": self.backbone.mark} if kind != "stage1" else {}
         if kind == "tallrec":
@@ -125,9 +123,8 @@ class Experiment(Prepared):
         kind = model_named(name)
 
         def make(folder: Path) -> None:
-            config = getattr(self.profile, kind.section)
-            model, history = train_recommender(name, self.sequences, self.data, self.candidates["validation"], config,
-                                               self.seed, folder, self.device)  # fmt: skip
+            model, history = train_recommender(name, self.sequences, self.data, self.candidates["validation"],
+                                               getattr(self.profile, kind.section), self.seed, folder, self.device)  # fmt: skip
             save_file(model.state_dict(), folder / "model.safetensors")
             write_history(history, folder)
 
@@ -189,20 +186,20 @@ class Experiment(Prepared):
         """What Stage 2 ("stage2") or TALLRec ("tallrec") is trained on."""
         return self.sequences.rows("train", self.profile.sasrec.max_len, all_items=getattr(self.profile, section).all_items)
 
-    @cached_property
-    def latent(self) -> Tensor:
-        """What the item tokens carry, (n_items + 1, d'), and what their projection starts from."""
-        kind = self.profile.stage2.joint
-        if kind == "cf":
+    def carried(self, joint: str) -> Tensor:
+        """What item tokens carry, (n_items + 1, d'), for a value of ``stage2.joint``."""
+        if joint == "cf":
             return self.cf_model.item_embeddings().cpu()
         counts = torch.from_numpy(self.sequences.train_counts())
-        joint = self.joint.carried("auto" if kind in ("none", "random") else kind, counts)
-        return torch.randn(joint.shape, generator=torch.Generator().manual_seed(self.seed)) if kind == "random" else joint
+        found = self.joint.carried("auto" if joint in ("none", "random") else joint, counts)
+        return torch.randn(found.shape, generator=torch.Generator().manual_seed(self.seed)) if joint == "random" else found
 
     def untrained(self) -> ALLMRec:
-        """A-LLMRec before Stage 2: its projections as they start."""
-        settings, train_x, latent = self.profile.stage2, self.x(self.train_rows("stage2")), self.latent
-        heads = projections(settings, latent, self.cf_model.item_embeddings().cpu(), train_x, self.backbone, self.seed)
+        """A-LLMRec before Stage 2: its projections as they start, from known items and all that their tokens may carry."""
+        settings, known, train_x = self.profile.stage2, self.sequences.known, self.x(self.train_rows("stage2"))
+        latent, embeddings = self.carried(settings.joint), self.cf_model.item_embeddings().cpu()[known]
+        shown = [latent[known], self.joint.q[known]] if settings.joint == "auto" else [latent[known]]
+        heads = projections(settings, torch.cat(shown), embeddings.repeat(len(shown), 1), train_x, self.backbone, self.seed)
         if settings.joint == "none":
             latent = latent[1:].mean(0).expand_as(latent)
         return ALLMRec(self.backbone, self.prompts, latent, heads, settings.history)
@@ -226,7 +223,8 @@ class Experiment(Prepared):
     @cached_property
     def allmrec(self) -> ALLMRec:
         """A-LLMRec after both stages."""
-        return trained(self.untrained(), self.stage2_folder)
+        model, asked_with = trained(self.untrained(), self.stage2_folder), self.profile.stage2.inference
+        return model.carrying(self.carried(asked_with)) if asked_with else model
 
     @cached_property
     def adapted(self) -> TALLRec:
@@ -288,7 +286,8 @@ class Experiment(Prepared):
             settings = {"history": self.profile.stage2.history, "precision": self.profile.stage2.precision}
             inputs |= {"mode": mode, "llm": self.backbone.mark, "code": code_digest(*ASKING)} | settings
         elif model in ("A-LLMRec", "TALLRec"):
-            inputs |= {"mode": mode} | self._inputs("stage2" if model == "A-LLMRec" else "tallrec")
+            inputs |= {"mode": mode, "inference": self.profile.stage2.inference}
+            inputs |= self._inputs("stage2" if model == "A-LLMRec" else "tallrec")
 
         def make(folder: Path) -> None:
             np.save(folder / "scores.npy", self._score(model, mode), allow_pickle=False)

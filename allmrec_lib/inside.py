@@ -164,7 +164,5 @@ def interventions(model: ALLMRec, rows: Rows, candidates: Candidates, x: Tensor,
     }
     scores = {"as it is": model.predict(rows, candidates, x)}
     scores["user token: another user's"] = model.predict(rows, candidates, x[other])
-    by_text = copy.copy(model)
-    by_text.joint = q.to(model.joint)
-    scores["all item tokens: q for e"] = by_text.predict(rows, candidates, x)
+    scores["all item tokens: q for e"] = model.carrying(q).predict(rows, candidates, x)
     return scores | {name: edited(model, edit, seed).predict(rows, candidates, x) for name, edit in edits.items()}

@@ -53,8 +53,8 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, 
     which all of a shop's items vary would decide. A and B have orthonormal columns: in the parts that the LLM reads, where
     its card names them (``reads``; then every token also has the constant that marks it), random and side by side otherwise.
 
-    latent (n, d'), embeddings (n, d), x (N, d): some users' representations. Items are alike by the latent's columns from
-    ``alike_from`` on.
+    latent (n, d'), embeddings (n, d): of known items; x (N, d): some users' representations. Items are alike by the latent's
+    columns from ``alike_from`` on.
     """
     at = places(x.shape[1], latent.shape[1] - alike_from, token_dim, reads)
     # in single precision, directions of like size turn from run to run
@@ -65,7 +65,8 @@ def linear_start(latent: Tensor, embeddings: Tensor, x: Tensor, token_dim: int, 
     user, item = user / (x @ user).norm(dim=1).mean(), guess @ item / ((latent - centre) @ guess @ item).norm(dim=1).mean()
     alike = torch.zeros(latent.shape[1], at.item.shape[1], dtype=torch.float64)
     _, size, direction = torch.linalg.svd((latent - centre)[:, alike_from:], full_matrices=False)
-    alike[alike_from:] = (direction.T * _inverse(size))[:, : at.item.shape[1]]
+    whiten = (direction.T * _inverse(size))[:, : at.item.shape[1]]
+    alike[alike_from:, : whiten.shape[1]] = whiten  # fewer items than dimensions have fewer directions
     alike = likeness * alike / ((latent - centre) @ alike).norm(dim=1).mean()
     marked = at.constant.square().sum()
     to_user, to_item = ((token_dim / (1 + other + marked)) ** 0.5 for other in (0.0, likeness**2))  # to unit spread
@@ -125,7 +126,8 @@ def _inverse(singular: Tensor) -> Tensor:
 
 def projections(config: Stage2Config, latent: Tensor, embeddings: Tensor, x: Tensor, backbone: Backbone,
                 seed: int) -> nn.ModuleDict:  # fmt: skip
-    """F_U and F_I. latent (n + 1, d') what the item tokens carry, embeddings (n + 1, d) the CF model's, x (N, d)."""
+    """F_U and F_I. latent (n, d'): what the item tokens carry, embeddings (n, d): the CF model's, both of the items that
+    training knows, since the others' embeddings were never learned; x (N, d): users."""
     if config.projection not in ("mlp", "skip"):
         raise ValueError(f"unknown stage2.projection {config.projection!r}; one of mlp, skip")
     torch.manual_seed(seed)
@@ -133,7 +135,7 @@ def projections(config: Stage2Config, latent: Tensor, embeddings: Tensor, x: Ten
     start = {}
     if config.projection == "skip":
         alike_from = latent.shape[1] // 2 if config.joint == "both" else 0  # items are alike by their texts
-        start = linear_start(latent[1:], embeddings[1:], x, token_dim, config.likeness, backbone.reads, alike_from)
+        start = linear_start(latent, embeddings, x, token_dim, config.likeness, backbone.reads, alike_from)
     return nn.ModuleDict({
         "user": Projection(x.shape[1], token_dim, nn.LeakyReLU(), spread, start.get("user")),
         "item": Projection(latent.shape[1], token_dim, nn.GELU(), spread, start.get("item")),

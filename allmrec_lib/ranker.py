@@ -107,12 +107,13 @@ class _Part:
 
 
 def training_candidates(sequences: Sequences, rows: Rows, count: int, seed: int) -> Candidates:
-    """Candidates for training rows: the target and ``count`` items the user never interacted with, in random order.
+    """Candidates for training rows: the target and ``count`` items the user has not in training, in random order.
 
     Negatives are items that occur in training: one that does not is never a target here, and as a negative it would teach
-    that an unknown item is a wrong one.
+    that an unknown item is a wrong one. The items held out for validation and test may be drawn: to avoid them would tell
+    of them.
     """
-    return with_negatives(sequences, rows, count, np.random.default_rng([seed, 3]), sequences.known)
+    return with_negatives(sequences, rows, count, np.random.default_rng([seed, 3]), sequences.known, "training")
 
 
 class AnswerTask:

@@ -85,9 +85,7 @@ class Sequences:
         self.n_items = int(n_items)
         self.lengths = np.diff(self.starts)
         self.held_out = np.where(self.lengths >= 3, 2, 0)  # events kept from training
-        owners = np.repeat(np.arange(1, self.n_users + 1), self.lengths)
-        self._met: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-        self._pairs = np.unique(owners * (self.n_items + 1) + self.flat)
+        self._met: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Sequences:
@@ -102,11 +100,13 @@ class Sequences:
     def n_users(self) -> int:
         return len(self.starts) - 1
 
-    def interacted(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Whether each (user, item) pair occurs anywhere: training, validation or test. Any shape, broadcast."""
+    def interacted(self, users: np.ndarray, items: np.ndarray, where: str = "anywhere") -> np.ndarray:
+        """Whether each (user, item) pair occurs ``where``: "anywhere" (training, validation or test) or in "training", which is
+        all that what trains may ask. Any shape, broadcast."""
+        pairs = self._pairs[where]
         keys = np.asarray(users) * (self.n_items + 1) + np.asarray(items)
-        place = np.searchsorted(self._pairs, keys)
-        return self._pairs[np.minimum(place, len(self._pairs) - 1)] == keys
+        place = np.searchsorted(pairs, keys)
+        return pairs[np.minimum(place, len(pairs) - 1)] == keys
 
     def _before(self, stops: np.ndarray, firsts: np.ndarray, max_len: int) -> np.ndarray:
         """The ``max_len`` items before position ``stops`` (exclusive), 0 where that is before ``firsts``. (N, L)."""
@@ -156,21 +156,25 @@ class Sequences:
 
     def train_pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct (user, item) pairs of training, sorted: users (P,), items (P,)."""
-        owners = np.repeat(np.arange(1, self.n_users + 1), self.lengths)
-        users, items = np.unique(np.stack([owners, self.flat])[:, self._in_training], axis=1)
-        return users, items
+        return np.divmod(self._pairs["training"], self.n_items + 1)
 
     @cached_property
     def known(self) -> np.ndarray:
         """The items that occur in training, sorted."""
         return np.flatnonzero(self._train_counts)
 
-    def met(self, pool: np.ndarray) -> np.ndarray:
-        """How many items of ``pool`` each user interacted with anywhere: (n_users + 1,). Kept for the pool asked for last."""
-        if self._met[0] is not pool:
-            users, items = self._pairs // (self.n_items + 1), self._pairs % (self.n_items + 1)
-            self._met = pool, np.bincount(users[np.isin(items, pool)], minlength=self.n_users + 1)
-        return self._met[1]
+    def met(self, pool: np.ndarray, where: str = "anywhere") -> np.ndarray:
+        """How many items of ``pool`` each user interacted with: (n_users + 1,). Kept for the pool asked for last."""
+        if where not in self._met or self._met[where][0] is not pool:
+            users, items = np.divmod(self._pairs[where], self.n_items + 1)
+            self._met[where] = pool, np.bincount(users[np.isin(items, pool)], minlength=self.n_users + 1)
+        return self._met[where][1]
+
+    @cached_property
+    def _pairs(self) -> dict[str, np.ndarray]:
+        """The distinct (user, item) pairs that occur anywhere and in training, as sorted numbers user * (n_items + 1) + item."""
+        keys = np.repeat(np.arange(1, self.n_users + 1), self.lengths) * (self.n_items + 1) + self.flat
+        return {"anywhere": np.unique(keys), "training": np.unique(keys[self._in_training])}
 
     @cached_property
     def _in_training(self) -> np.ndarray:
@@ -196,13 +200,15 @@ def candidate_sets(
     return with_negatives(sequences, rows, n_negatives, rng, np.arange(1, sequences.n_items + 1))
 
 
-def with_negatives(sequences: Sequences, rows: Rows, count: int, rng: np.random.Generator, pool: np.ndarray) -> Candidates:
-    """The rows' targets, each with ``count`` different items of ``pool`` that the user never interacted with.
+def with_negatives(sequences: Sequences, rows: Rows, count: int, rng: np.random.Generator, pool: np.ndarray,
+                   where: str = "anywhere") -> Candidates:  # fmt: skip
+    """The rows' targets, each with ``count`` different items of ``pool`` that the user did not interact with, ``where`` as in
+    :meth:`Sequences.interacted`.
 
     Raises :class:`DataError` naming a user for whom the pool has too few other items.
     """
     users = rows.users.numpy()
-    met = sequences.met(pool)
+    met = sequences.met(pool, where)
     short = users[len(pool) - met[users] < count]
     if len(short):
         raise DataError(
@@ -211,7 +217,7 @@ def with_negatives(sequences: Sequences, rows: Rows, count: int, rng: np.random.
         )
     drawn = rng.choice(pool, (len(users), count))
     while True:
-        wrong = sequences.interacted(users[:, None], drawn)
+        wrong = sequences.interacted(users[:, None], drawn, where)
         order = np.argsort(drawn, axis=1, kind="stable")
         ordered = np.take_along_axis(drawn, order, axis=1)
         again = np.concatenate([np.zeros((len(users), 1), bool), ordered[:, 1:] == ordered[:, :-1]], axis=1)

@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
     x_train = represent(cf, train)
     load = lambda template=None: load_backbone(str(folder / "llm"), dtype=torch.float64, template=template)  # noqa: E731
     backbone, config = load(), Stage2Config(batch_size=5, epochs=1, projection="mlp", lr=1e-3, history=3)
-    heads = projections(config, joint.e.double(), cf.item_embeddings(), x_train, backbone, 0)
+    heads = projections(config, joint.e[1:].double(), cf.item_embeddings()[1:], x_train, backbone, 0)
     model = ALLMRec(backbone, PromptEncoder(backbone, titles, DOMAINS["movie"]), joint.e.double(), heads.double(), 3)
     history = train_answers(model, sequences, (train, x_train), (rows, held, x), config, folder=folder / "Stage 2")
     told(out, "Stage 2", model.module, history, model.predict(rows, held, x, batch=4))

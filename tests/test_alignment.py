@@ -98,7 +98,7 @@ def test_matching_alone_collapses(sequences, cf, text):
     assert spread["matching"] < 0.3 * spread["all"]
 
 
-def test_negatives_are_items_the_user_never_met(sequences, cf, text):
+def test_negatives_are_items_the_user_has_not_in_training(sequences, cf, text):
     task, seen = AlignmentTask(Alignment(8, text, CONFIG), cf, sequences, CONFIG, 10, "cpu"), []
     table = task.embeddings.clone()
     index = {tuple(row): item for item, row in enumerate(table.tolist())}
@@ -111,10 +111,14 @@ def test_negatives_are_items_the_user_never_met(sequences, cf, text):
             task.loss(torch.arange(task.n_rows))
     finally:
         alignment.losses = real
+    drawn = []
     for positive, negative in seen:
         items = np.array([index[tuple(row)] for row in negative.tolist()])
-        assert not sequences.interacted(task.rows.users.numpy(), items).any()
+        assert not sequences.interacted(task.rows.users.numpy(), items, "training").any()
         assert torch.equal(positive, table[task.rows.targets])
+        drawn.append(items)
+    held_out = sequences.interacted(task.rows.users.numpy(), np.array(drawn))  # to avoid these would tell of them
+    assert held_out.any()
 
 
 def test_joint_embeddings_survive_a_file(tmp_path):

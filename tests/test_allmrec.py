@@ -45,7 +45,7 @@ def llm_of(token_dim: int, reads: Reads | None = None) -> SimpleNamespace:
 
 def model_of(backbone, prompts, joint, config=CONFIG, users=12) -> ALLMRec:
     x = torch.randn(users, 4, generator=torch.Generator().manual_seed(1))
-    heads = projections(config, joint.e, joint.decoded, x, backbone, seed=0).double()
+    heads = projections(config, joint.e[1:], joint.decoded[1:], x, backbone, seed=0).double()
     return ALLMRec(backbone, prompts, joint.e.double(), heads, config.history)
 
 
@@ -116,8 +116,19 @@ def test_training_candidates(world):
     rows = world.rows("train", 8)
     drawn = training_candidates(world, rows, 4, seed=1)
     assert torch.equal(drawn.items[:, 0], rows.targets)
-    assert not world.interacted(rows.users.numpy()[:, None], drawn.items[:, 1:].numpy()).any()
+    users, negatives = rows.users.numpy()[:, None], drawn.items[:, 1:].numpy()
+    assert not world.interacted(users, negatives, "training").any()
     assert drawn.digest == training_candidates(world, rows, 4, seed=1).digest != training_candidates(world, rows, 4, seed=2).digest
+
+
+def test_what_is_held_out_may_be_a_negative_in_training(world):
+    """Were it avoided, a model could tell the test item by its never having been wrong."""
+    rows = world.rows("train", 8)
+    drawn = np.concatenate([training_candidates(world, rows, 4, seed).items.numpy()[:, 1:] for seed in range(30)], axis=1)
+    for user, found in zip(rows.users.tolist(), drawn, strict=True):
+        own, held_out = world.flat[world.starts[user - 1] : world.starts[user]], world.held_out[user - 1]
+        allowed = set(own[len(own) - held_out :]) - set(own[: len(own) - held_out])
+        assert allowed & set(world.known) <= set(found)
 
 
 def whitened(latent: torch.Tensor) -> torch.Tensor:
@@ -135,7 +146,7 @@ def test_the_linear_path_keeps_the_cf_models_scores_and_likenesses(likeness):
     latent, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((30, 12), (12, 5), (9, 5)))
     embeddings = latent @ decoder + 0.5
     config = Stage2Config(projection="skip", likeness=likeness)
-    heads = projections(config, latent, embeddings, x, llm_of(40), seed=0)
+    heads = projections(config, latent[1:], embeddings[1:], x, llm_of(40), seed=0)
     with torch.no_grad():
         items = heads["item"](latent)[1:]
         tokens = heads["user"](x) @ items.T
@@ -143,7 +154,7 @@ def test_the_linear_path_keeps_the_cf_models_scores_and_likenesses(likeness):
     wanted = x @ (known - known.mean(0)).T
     assert torch.allclose(tokens / tokens.norm(), wanted / wanted.norm(), atol=1e-5)
     centred = whitened(latent[1:])
-    of_cf = projections(Stage2Config(projection="skip", likeness=0.0), latent, embeddings, x, llm_of(40), seed=0)["item"](latent)[1:]
+    of_cf = projections(Stage2Config(projection="skip", likeness=0.0), latent[1:], embeddings[1:], x, llm_of(40), seed=0)["item"](latent)[1:]
     alike = 0.4 * centred @ centred.T / centred.norm(dim=1).mean() ** 2  # 40 dimensions of spread 0.1
     expected = (of_cf @ of_cf.T + likeness**2 * alike) / (1 + likeness**2)
     assert torch.allclose(items @ items.T, expected, atol=1e-4)
@@ -161,7 +172,7 @@ def test_the_linear_path_starts_where_the_llm_reads():
     generator = torch.Generator().manual_seed(0)
     latent, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((30, 12), (12, 5), (9, 5)))
     embeddings = latent @ decoder
-    heads = projections(Stage2Config(), latent, embeddings, x, llm_of(40, Reads(slice(8, 16), slice(20, 28), 30)), seed=0)
+    heads = projections(Stage2Config(), latent[1:], embeddings[1:], x, llm_of(40, Reads(slice(8, 16), slice(20, 28), 30)), seed=0)
     with torch.no_grad():
         users, items = heads["user"](x), heads["item"](latent)[1:]
     wanted = x @ (embeddings[1:] - embeddings[1:].mean(0)).T
@@ -177,7 +188,7 @@ def test_fewer_training_users_than_dimensions_are_enough_to_start():
     generator = torch.Generator().manual_seed(0)
     latent, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((30, 12), (12, 5), (3, 5)))
     embeddings = latent @ decoder
-    heads = projections(Stage2Config(), latent, embeddings, x, llm_of(40, Reads(slice(8, 16), slice(20, 28), 30)), seed=0)
+    heads = projections(Stage2Config(), latent[1:], embeddings[1:], x, llm_of(40, Reads(slice(8, 16), slice(20, 28), 30)), seed=0)
     with torch.no_grad():
         found = heads["user"](x)[:, 8:16] @ heads["item"](latent)[1:, 8:16].T
     wanted = x @ (embeddings[1:] - embeddings[1:].mean(0)).T
@@ -188,7 +199,7 @@ def test_with_both_embeddings_users_meet_e_and_items_are_alike_by_q():
     generator = torch.Generator().manual_seed(0)
     e, q, decoder, x = (torch.randn(*shape, generator=generator) for shape in ((60, 6), (60, 6), (6, 5), (9, 5)))
     config = Stage2Config(joint="both")
-    heads = projections(config, torch.cat([e, q], 1), e @ decoder, x, llm_of(40, Reads(slice(0, 8), slice(8, 16), 30)), seed=0)
+    heads = projections(config, torch.cat([e, q], 1)[1:], (e @ decoder)[1:], x, llm_of(40, Reads(slice(0, 8), slice(8, 16), 30)), seed=0)
     with torch.no_grad():
         items = heads["item"](torch.cat([e, q], 1))[1:, 8:16]
     centred = whitened(q[1:])
@@ -210,6 +221,14 @@ def test_the_papers_projection_is_two_layers():
     assert torch.allclose(head(x), 0.5 * expected)
     with pytest.raises(ValueError, match="one of mlp, skip"):
         projections(Stage2Config(projection="mpl"), torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(1, 2), llm_of(4), 0)
+
+
+def test_other_vectors_in_the_item_tokens_go_through_the_same_projections(backbone, prompts, joint, world):
+    model = model_of(backbone, prompts, joint)
+    other = model.carrying(joint.q)
+    assert other.heads is model.heads and torch.equal(other.joint, joint.q.double()) and torch.equal(model.joint, joint.e.double())
+    with pytest.raises(ValueError, match="cannot carry"):
+        model.carrying(joint.q[:, 1:])
 
 
 def test_predictions_do_not_depend_on_the_batch(backbone, prompts, joint, world):

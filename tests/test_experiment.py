@@ -39,7 +39,7 @@ def test_stage_2_is_given_each_users_own_x(home, tmp_path, monkeypatch):
             assert torch.allclose(vectors, own, atol=1e-6)
 
 
-def test_a_change_of_what_a_result_stands_on_is_another_artifact(home, tmp_path):
+def test_a_change_of_what_a_result_stands_on_is_another_artifact(home, tmp_path, monkeypatch):
     tiny_model("opt").float().save_pretrained(tmp_path / "llm")
     byte_tokenizer().save_pretrained(tmp_path / "llm")
 
@@ -58,6 +58,12 @@ def test_a_change_of_what_a_result_stands_on_is_another_artifact(home, tmp_path)
     ):
         after = keys(**changed)
         assert {kind for kind in before if before[kind] != after[kind]} == kinds, changed
+    for module, kinds in (("sequences", every), ("recommenders.sasrec", every - {"tallrec"}), ("text", {"stage1", "stage2"}),
+                          ("projections", {"stage2"}), ("tallrec", {"tallrec"})):  # fmt: skip
+        monkeypatch.setattr(experiment, "code_digest", lambda *modules, edited=module: "".join(m for m in modules if m != edited))
+        edited = keys()
+        monkeypatch.setattr(experiment, "code_digest", lambda *modules: "".join(modules))
+        assert {kind for kind, key in keys().items() if edited[kind] != key} == kinds, module
 
 
 def test_each_mode_and_each_test_set_has_scores_of_its_own(home, monkeypatch):
@@ -81,9 +87,49 @@ def test_other_settings_are_other_candidates(home):
 def test_variants_are_what_their_names_say(home):
     run = Experiment("simulated", "smoke")
     of = {name: run.variant(name).profile for name in experiment.VARIANTS}
-    assert {name: p.stage2.joint for name, p in of.items()} == {
-        "A-LLMRec (SBERT)": "q", "A-LLMRec (e+q)": "both", "A-LLMRec_all": "auto", "MLP-LLM": "cf"}
+    assert {name: (p.stage2.joint, p.stage2.inference) for name, p in of.items()} == {
+        "A-LLMRec (SBERT)": ("auto", "q"), "A-LLMRec (e+q)": ("both", ""), "A-LLMRec_all": ("auto", ""), "MLP-LLM": ("cf", "")}
     assert (of["A-LLMRec_all"].stage1.all_items, of["A-LLMRec_all"].stage2.all_items) == (True, True)
+
+
+def test_sbert_is_trained_with_e_and_asked_with_q(home):
+    """Table 4: "uses q instead of e for inference": the projections of A-LLMRec, trained once."""
+    run = Experiment("simulated", "smoke", overrides=TINY | {"stage2.joint": "auto"})
+    usual, sbert = run.allmrec, run.variant("A-LLMRec (SBERT)")
+    assert sbert.stage2_folder == run.stage2_folder and torch.equal(sbert.allmrec.joint, run.joint.q)
+    assert all(torch.equal(a, b) for a, b in zip(usual.heads.parameters(), sbert.allmrec.heads.parameters(), strict=True))
+    rows, candidates = run.rows("test"), run.candidates["test"]
+    wanted = usual.carrying(run.joint.q).predict(rows, candidates, run.x(rows))
+    assert np.allclose(run.scores("A-LLMRec (SBERT)"), wanted, atol=1e-4)
+    assert not np.allclose(run.scores("A-LLMRec"), wanted, atol=1e-2)
+
+
+def test_the_projections_start_from_what_training_knows(home):
+    """The CF embedding of an item without interactions is noise: whatever it is, they start the same."""
+    run = Experiment("simulated", "smoke", overrides=TINY | {"data.few_shot": 2})
+    unknown = np.setdiff1d(np.arange(1, run.sequences.n_items + 1), run.sequences.known)
+    before = [p.clone() for p in run.untrained().heads.parameters()]
+    x = run.x(run.train_rows("stage2"))
+    table = next(p for p in run.cf_model.parameters() if len(p) == run.sequences.n_items + 1)
+    table[unknown] += 5.0
+    assert len(unknown) and torch.equal(run.x(run.train_rows("stage2")), x)
+    assert all(torch.equal(a, b) for a, b in zip(before, run.untrained().heads.parameters(), strict=True))
+
+
+def test_the_projections_start_from_all_that_a_token_may_carry(home, monkeypatch):
+    """e and q where an unknown item's token has q (4.1.4), one of them where no other is ever asked with."""
+    given = {}
+    real = experiment.projections
+    monkeypatch.setattr(experiment, "projections", lambda config, latent, embeddings, *rest: given.update(
+        {config.joint: (latent, embeddings)}) or real(config, latent, embeddings, *rest))  # fmt: skip
+    for kind in ("auto", "q", "both", "cf"):
+        run = Experiment("simulated", "smoke", overrides=TINY | {"stage2.joint": kind, "data.few_shot": 2})
+        run.untrained()
+    known, E = run.sequences.known, run.cf_model.item_embeddings()
+    e, q = run.joint.e[known], run.joint.q[known]
+    wanted = {"auto": torch.cat([e, q]), "q": q, "both": torch.cat([e, q], dim=1), "cf": E[known]}
+    for kind, latent in wanted.items():
+        assert torch.equal(given[kind][0], latent) and torch.equal(given[kind][1], E[known].repeat(len(latent) // len(known), 1)), kind
 
 
 def test_what_the_controls_carry(home):

@@ -77,7 +77,8 @@ class World:
 def allmrec(world: World, backbone: Backbone, config: Stage2Config) -> ALLMRec:
     """A-LLMRec before Stage 2."""
     prompts = PromptEncoder(backbone, world.data.titles, world.data.words)
-    heads = projections(config, world.latent, world.cf.item_embeddings().cpu(), world.train[1], backbone, 0)
+    of_known = (vectors[world.sequences.known] for vectors in (world.latent, world.cf.item_embeddings().cpu()))
+    heads = projections(config, *of_known, world.train[1], backbone, 0)
     return ALLMRec(backbone, prompts, world.latent, heads, config.history)
 
 
