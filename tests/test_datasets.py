@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from allmrec_lib import datasets
 from allmrec_lib.datasets import DataError, DataReport, amazon, authors, frames, llmrank, movielens, simulated
 from allmrec_lib.datasets.__main__ import main
+from allmrec_lib.datasets.__main__ import main as command
 from allmrec_lib.datasets.base import NO_TITLE, is_junk_title, plain_text, tidied
 from allmrec_lib.llm.prompts import clean_title
 
@@ -616,6 +617,27 @@ def test_frames_from_files(tmp_path: Path, ending: str) -> None:
             table.to_csv(paths[-1], index=False, sep="\t" if ending == ".tsv" else ",")
     dataset = datasets.load("frames", tmp_path, interactions=paths[0], items=str(paths[1]), name="own", domain="game")
     same(dataset, datasets.from_frames(OWN_EVENTS, OWN_ITEMS, "own", "game"))
+
+
+def test_own_tables_are_a_dataset_by_name(home: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Linked once by a command, they are what ``DATASET=own`` runs on; a changed table is read again."""
+    monkeypatch.delenv("ALLMREC_DATA", raising=False)
+    with pytest.raises(DataError, match="interactions.csv is not here.*data own --interactions"):
+        datasets.load("own", home / "data")
+    events, items = tmp_path / "events.tsv.gz", tmp_path / "things.csv"
+    OWN_EVENTS.to_csv(events, index=False, sep="\t")
+    OWN_ITEMS.to_csv(items, index=False)
+    assert command(["own", "--interactions", str(events), "--items", str(items), "--domain", "game"]) == 0
+    assert "own (domain: game" in capsys.readouterr().out
+    same(datasets.load("own", home / "data"), datasets.from_frames(OWN_EVENTS, OWN_ITEMS, "own", "game"))
+    OWN_EVENTS[:3].to_csv(events, index=False, sep="\t")
+    assert len(datasets.load("own", home / "data").interactions) == 3
+    OWN_EVENTS.to_parquet(tmp_path / "events.parquet")  # another ending takes the first one's place
+    assert command(["own", "--interactions", str(tmp_path / "events.parquet")]) == 0
+    assert len(datasets.load("own", home / "data").interactions) == 4
+    for wrong, message in ((["own", "--items", str(tmp_path / "no.csv")], "no.csv is no file"), (["own", "--items", str(tmp_path)], "is no file"),
+                           (["toys", "--items", str(items)], "are for own, not for toys")):  # fmt: skip
+        assert command(wrong) == 1 and message in capsys.readouterr().err
 
 
 def test_frames_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from .base import NO_TITLE, DataError, DataReport, Dataset
 from .beauty import build_either, either_files
 from .catalogue import CATEGORIES, category_builder, category_files
 from .download import data_root, sha256
-from .frames import build_frames, frame_files, from_frames, read_frame
+from .frames import build_frames, build_own_tables, frame_files, from_frames, own_tables, read_frame
 from .llmrank import build_games, games_files
 from .movielens import build_movielens, movielens_files
 from .simulated import build_simulated
@@ -49,6 +49,7 @@ SOURCES = {
     "games_small": Source(games_files, build_games),
     "simulated": Source(lambda root, **options: [], build_simulated),
     **{name: Source(category_files(name), category_builder(name)) for name in CATEGORIES},
+    "own": Source(own_tables, build_own_tables),
     "authors": Source(own_files, build_own),
     "frames": Source(frame_files, build_frames),
 }

@@ -2,6 +2,8 @@
 
 ``python -m allmrec_lib data beauty`` uses files that are here already, and fetches an Amazon category's raw files otherwise
 (resumed when interrupted). With your own copies: ``--reviews Toys_and_Games.json.gz --metadata meta_Toys_and_Games.json``.
+Your own tables (user, item, timestamp and item, title[, description, genres]; CSV, TSV or Parquet) become the dataset ``own``, on
+which chapters run like on any other: ``python -m allmrec_lib data own --interactions events.csv --items items.csv``.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from pathlib import Path
 import pandas as pd
 
 from ..config import INTERRUPTED
+from ..llm.prompts import DOMAINS
 from . import SOURCES, DataError, Dataset, data_root, load
 from .authors import beauty_files
 from .base import NO_TITLE
 from .beauty import RAW
-from .catalogue import CATEGORIES, adopt, fetch_raw
+from .catalogue import CATEGORIES, ENDINGS, fetch_raw
+from .download import adopt
+from .frames import OWN, adopt_tables
 
 PAPER_ROW = {"beauty_raw": "beauty"}
 
@@ -45,7 +50,7 @@ def provide(name: str, reviews: Path | None, metadata: Path | None, mirrors: tup
         return
     for path, stem in zip((reviews, metadata), CATEGORIES[category].stems, strict=True):
         if path is not None:
-            adopt(data_root(), category, path, stem)
+            adopt(data_root(), CATEGORIES[category].folder, path, stem, ENDINGS)
     fetch_raw(data_root(), category, mirrors)
 
 
@@ -74,10 +79,17 @@ def main(arguments: list[str] | None = None, prog: str = "python -m allmrec_lib.
     parser.add_argument("name", help=", ".join(SOURCES))
     parser.add_argument("--reviews", type=Path, help="your own copy of the raw reviews, .json or .json.gz; linked, not copied")
     parser.add_argument("--metadata", type=Path, help="your own copy of the raw metadata")
+    parser.add_argument("--interactions", type=Path, help=f"for {OWN}: your table of user, item, timestamp; linked, not copied")
+    parser.add_argument("--items", type=Path, help=f"for {OWN}: your table of item, title[, description, genres]")
+    parser.add_argument("--domain", choices=list(DOMAINS), help=f"for {OWN}: what a prompt calls an item (item unless said before)")
     parser.add_argument("--mirror", action="append", default=[], help="tried first: https://.../{kind}/{file}.json.gz")
     parser.add_argument("--strict", action="store_true", help="stop at the first bad line instead of skipping and counting it")
     asked = parser.parse_args(arguments)
     try:
+        if asked.name == OWN:
+            adopt_tables(data_root(), asked.interactions, asked.items, asked.domain)
+        elif asked.interactions or asked.items or asked.domain:
+            raise DataError(f"--interactions, --items and --domain are for {OWN}, not for {asked.name}")
         provide(asked.name, asked.reviews, asked.metadata, tuple(asked.mirror))
         show(load(asked.name, **({"strict": True} if asked.strict else {})))
     except DataError as error:

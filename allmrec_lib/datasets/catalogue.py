@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .amazon import from_amazon
 from .base import DataError, Dataset
-from .download import fetch_first, find
+from .download import fetch_first, find_any
 
 ENDINGS = (".json.gz", ".json", ".jsonl.gz", ".jsonl")
 # Tried in this order; the lab's files have moved three times. {kind}: see KINDS; {file}: the name without its ending.
@@ -89,14 +89,8 @@ CATEGORIES = {
 
 def find_raw(root: Path, name: str, stem: str) -> Path:
     """The file of a category, under any of the endings; :class:`DataError` with the command that fetches it."""
-    folder = CATEGORIES[name].folder
-    for ending in ENDINGS:
-        try:
-            return find(root, folder, f"{stem}{ending}")
-        except DataError:
-            continue
     command = f"`python -m allmrec_lib data {name}` fetches it, or links your own copy (--reviews, --metadata)."
-    return find(root, folder, f"{stem}.json.gz", command)
+    return find_any(root, CATEGORIES[name].folder, stem, ENDINGS, command)
 
 
 def category_files(name: str) -> Callable[..., list[Path]]:
@@ -126,30 +120,3 @@ def fetch_raw(root: Path, name: str, mirrors: tuple[str, ...] = ()) -> list[Path
         except DataError:
             files.append(fetch_first(known.urls(stem, mirrors), HASHES, root / "raw" / known.folder))
     return files
-
-
-def adopt(root: Path, name: str, path: Path, stem: str) -> Path:
-    """A user's own copy, under the name by which :func:`find_raw` finds it: a link to it in ``data/raw``.
-
-    Raises :class:`DataError` for a file that does not exist or has another ending, and where a real file has the name.
-    """
-    path = path.expanduser().absolute()
-    if not path.is_file():
-        raise DataError(f"{path} is no file; give the path of your copy of {stem}.json or {stem}.json.gz")
-    ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
-    if ending is None:
-        raise DataError(f"{path.name} does not end in {', '.join(ENDINGS)}; is it the raw file? Rename it if it is")
-    folder = root / "raw" / CATEGORIES[name].folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for there in (folder / f"{stem}{any_ending}" for any_ending in ENDINGS):
-        if there.is_symlink():
-            there.unlink()  # an earlier link
-        elif there.exists():
-            raise DataError(f"{there} is there already; delete it first if yours shall be used")
-    link = folder / f"{stem}{ending}"
-    link.symlink_to(path)
-    used = find_raw(root, name, stem)
-    if used.absolute() != link.absolute():
-        link.unlink()
-        raise DataError(f"{used} comes first; unset ALLMREC_DATA, or take that file away, if {path.name} shall be used")
-    return link

@@ -44,6 +44,43 @@ def find(root: Path, folder: str, name: str, hint: str = "") -> Path:
     raise DataError(f"{name} is not here. {where} {hint}".strip())
 
 
+def find_any(root: Path, folder: str, stem: str, endings: tuple[str, ...], hint: str = "") -> Path:
+    """:func:`find` for a file under any of the endings."""
+    for ending in endings:
+        try:
+            return find(root, folder, f"{stem}{ending}")
+        except DataError:
+            continue
+    return find(root, folder, f"{stem}{endings[0]}", hint)
+
+
+def adopt(root: Path, folder: str, path: Path, stem: str, endings: tuple[str, ...]) -> Path:
+    """A user's own copy, under the name by which :func:`find_any` finds it: a link to it in ``data/raw``.
+
+    Raises :class:`DataError` for a file that does not exist or has another ending, and where a real file has the name.
+    """
+    path = path.expanduser().absolute()
+    if not path.is_file():
+        raise DataError(f"{path} is no file; give the path of your copy of {stem}{endings[0]}")
+    ending = next((ending for ending in endings if path.name.endswith(ending)), None)
+    if ending is None:
+        raise DataError(f"{path.name} does not end in {', '.join(endings)}; is it the right file? Rename it if it is")
+    place = root / "raw" / folder
+    place.mkdir(parents=True, exist_ok=True)
+    for there in (place / f"{stem}{any_ending}" for any_ending in endings):
+        if there.is_symlink():
+            there.unlink()  # an earlier link
+        elif there.exists():
+            raise DataError(f"{there} is there already; delete it first if yours shall be used")
+    link = place / f"{stem}{ending}"
+    link.symlink_to(path)
+    used = find_any(root, folder, stem, endings)
+    if used.absolute() != link.absolute():
+        link.unlink()
+        raise DataError(f"{used} comes first; unset ALLMREC_DATA, or take that file away, if {path.name} shall be used")
+    return link
+
+
 def check(path: Path, expected: str) -> Path:
     """``path``, if its SHA-256 is the expected one; :class:`DataError` otherwise."""
     found = sha256(path)

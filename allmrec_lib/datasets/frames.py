@@ -7,6 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from .base import DataError, DataReport, Dataset, count_events, count_texts, item_table
+from .download import adopt, find_any
+
+OWN = "own"  # the dataset made of the tables that lie in the folder of this name
+ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 
 
 def read_frame(path: Path | str) -> pd.DataFrame:
@@ -115,3 +119,26 @@ def build_frames(
 ) -> Dataset:  # fmt: skip
     """Your own CSV or Parquet: ``load("frames", interactions="events.csv", items="items.csv", name="own", domain="item")``."""
     return from_frames(read_frame(files[0]), read_frame(files[1]), name, domain, unknown_items)
+
+
+def own_tables(root: Path) -> list[Path]:
+    """``interactions`` and ``items`` in ``own/``, and ``domain.txt`` where there is one."""
+    hint = f"`python -m allmrec_lib data {OWN} --interactions events.csv --items items.csv` links your tables there."
+    tables = [find_any(root, OWN, stem, ENDINGS, hint) for stem in ("interactions", "items")]
+    domain = tables[0].parent / "domain.txt"
+    return tables + ([domain] if domain.exists() else [])
+
+
+def build_own_tables(files: list[Path]) -> Dataset:
+    """The tables of :func:`own_tables`, as a dataset that chapters can run on by its name."""
+    return build_frames(files, *files[:2], OWN, files[2].read_text().strip() if len(files) > 2 else "item")
+
+
+def adopt_tables(root: Path, interactions: Path | None, items: Path | None, domain: str | None) -> None:
+    """Link a user's tables into ``data/raw/own``; ``domain`` says what a prompt calls the items (movie, game, item)."""
+    for stem, path in (("interactions", interactions), ("items", items)):
+        if path is not None:
+            adopt(root, OWN, path, stem, ENDINGS)
+    if domain is not None:
+        (root / "raw" / OWN).mkdir(parents=True, exist_ok=True)
+        (root / "raw" / OWN / "domain.txt").write_text(domain + "\n")
