@@ -35,7 +35,7 @@ from .recommenders.floors import FLOORS
 from .recommenders.models import MODELS, answers_of, model_named, train_recommender
 from .results import versions
 from .sequences import Rows
-from .store import Store, code_digest
+from .store import Store, code_digest, readable
 from .tallrec import TALLRec
 from .text import TextEncoder
 from .training import load_trainable, trainable_state, write_history
@@ -51,7 +51,7 @@ CODE = {
 
 def trained(model: LLMRecommender, folder: Path) -> LLMRecommender:
     """``model`` with the weights of its artifact, frozen."""
-    load_trainable(model.module, load_file(folder / "trained.safetensors"))
+    load_trainable(model.module, readable(folder / "trained.safetensors", load_file))
     model.module.eval().requires_grad_(False)
     return model
 
@@ -135,7 +135,7 @@ class Experiment(Prepared):
         if name not in self._recommenders:
             kind = model_named(name)
             model = kind.build(self.sequences, self.data, getattr(self.profile, kind.section))
-            model.load_state_dict(load_file(self.recommender_folder(name) / "model.safetensors"))
+            model.load_state_dict(readable(self.recommender_folder(name) / "model.safetensors", load_file))
             self._recommenders[name] = model.to(self.device).eval().requires_grad_(False)
         return self._recommenders[name]
 
@@ -162,7 +162,7 @@ class Experiment(Prepared):
     @cached_property
     def joint(self) -> JointEmbeddings:
         """e and q of every item, from Stage 1."""
-        return JointEmbeddings.load(self.stage1_folder / "joint.safetensors")
+        return readable(self.stage1_folder / "joint.safetensors", JointEmbeddings.load)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -288,11 +288,7 @@ class Experiment(Prepared):
         elif model in ("A-LLMRec", "TALLRec"):
             inputs |= {"mode": mode, "inference": self.profile.stage2.inference}
             inputs |= self._inputs("stage2" if model == "A-LLMRec" else "tallrec")
-
-        def make(folder: Path) -> None:
-            np.save(folder / "scores.npy", self._score(model, mode), allow_pickle=False)
-
-        return np.load(self.store.get("scores", inputs, make) / "scores.npy", allow_pickle=False)
+        return self.store.scores(inputs, lambda: self._score(model, mode))
 
     def _score(self, model: str, mode: str) -> np.ndarray:
         rows, candidates = self.rows("test"), self.candidates["test"]

@@ -103,7 +103,7 @@ def record(table: str, rows: list[dict[str, Any]], run: dict[str, Any],
     return path
 
 
-def read(table: str, profile: str, dataset: str) -> pd.DataFrame:
+def read(table: str, profile: str, dataset: str, seed: int = 0, llm: str | None = None) -> pd.DataFrame:
     """The rows of a table; an empty frame when it was not recorded yet."""
-    path = path_of(table, profile, dataset)
+    path = path_of(table, profile, dataset, seed, llm)
     return pd.DataFrame(json.loads(path.read_text())["rows"]) if path.exists() else pd.DataFrame(columns=list(FIELDS))

@@ -13,11 +13,14 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from . import processes
 from .meter import Meter
@@ -31,6 +34,18 @@ def code_digest(*modules: str) -> str:
         spec = importlib.util.find_spec(f"allmrec_lib.{module}")
         digest.update(Path(spec.origin).read_bytes())
     return digest.hexdigest()[:12]
+
+
+Content = TypeVar("Content")
+
+
+def readable(path: Path, read: Callable[[Path], Content]) -> Content:
+    """``read(path)`` of an artifact's file; OSError that says what to delete where the file is damaged."""
+    try:
+        return read(path)
+    except (SafetensorError, OSError, ValueError, EOFError) as error:
+        raise OSError(f"{path.parent.name}/{path.name} cannot be read ({error}); delete {path.parent}, and the next run makes it "
+                      "anew") from error  # fmt: skip
 
 
 class Store:
@@ -71,6 +86,14 @@ class Store:
             final.with_suffix(".lock").unlink(missing_ok=True)
         return self._noted(final, kind, inputs)
 
+    def scores(self, inputs: dict[str, Any], score: Callable[[], np.ndarray]) -> np.ndarray:
+        """What ``score()`` gives, made once and kept as the artifact "scores" of ``inputs``."""
+
+        def make(folder: Path) -> None:
+            np.save(folder / "scores.npy", score(), allow_pickle=False)
+
+        return readable(self.get("scores", inputs, make) / "scores.npy", partial(np.load, allow_pickle=False))
+
     def _noted(self, final: Path, kind: str, inputs: dict[str, Any]) -> Path:
         cost = final / "cost.json"
         about = {"kind": kind} | {name: inputs[name] for name in ("model", "mode") if name in inputs}
@@ -79,15 +102,15 @@ class Store:
 
     @staticmethod
     def _make(final: Path, inputs: dict[str, Any], make: Callable[[Path], None]) -> None:
-        partial = final.with_suffix(".partial")
-        partial.mkdir(exist_ok=True)
+        begun = final.with_suffix(".partial")
+        begun.mkdir(exist_ok=True)
         with Meter() as meter:
-            make(partial)
-        for checkpoint in partial.rglob("checkpoint.*"):  # a model trained in steps has one for each
+            make(begun)
+        for checkpoint in begun.rglob("checkpoint.*"):  # a model trained in steps has one for each
             checkpoint.unlink()
-        (partial / "cost.json").write_text(json.dumps(meter.made))
-        (partial / "manifest.json").write_text(json.dumps(inputs, indent=1, sort_keys=True, default=str))
-        partial.rename(final)
+        (begun / "cost.json").write_text(json.dumps(meter.made))
+        (begun / "manifest.json").write_text(json.dumps(inputs, indent=1, sort_keys=True, default=str))
+        begun.rename(final)
 
     def clear(self) -> None:
         """Delete every artifact."""

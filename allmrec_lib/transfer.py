@@ -8,7 +8,6 @@ say what x^u is there). A model that knows items by number alone has nothing to 
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -105,11 +104,7 @@ class Transfer:
         made_by = {"model": name, "mode": mode, "from": self.source.record(name), "data": target.digest,
                    "test": target.candidates["test"].digest, "llm": target.backbone.mark,
                    "by": code_digest("transfer", "experiment")}  # fmt: skip
-
-        def make(folder: Path) -> None:
-            np.save(folder / "scores.npy", self._score(name, mode), allow_pickle=False)
-
-        return np.load(target.store.get("scores", made_by, make) / "scores.npy", allow_pickle=False)
+        return target.store.scores(made_by, lambda: self._score(name, mode))
 
     def _score(self, name: str, mode: str) -> np.ndarray:
         rows, candidates, device = self.target.rows("test"), self.target.candidates["test"], self.target.device

@@ -110,11 +110,6 @@ def yes_no(run: Experiment) -> YesNo:
 
 def yes_no_scores(run: Experiment) -> np.ndarray:
     """log p(Yes) - log p(No), (N, 20), of the stored test candidates, positive in column 0; made once and kept."""
-
-    def make(folder: Path) -> None:
-        rows, candidates = run.rows("test"), run.candidates["test"]
-        scores = yes_no(run).predict(rows, candidates, torch.zeros(len(rows), 0))
-        np.save(folder / "scores.npy", scores, allow_pickle=False)
-
-    inputs = {"model": "TALLRec (yes/no)", "test": run.candidates["test"].digest} | _inputs(run)
-    return np.load(run.store.get("scores", inputs, make) / "scores.npy", allow_pickle=False)
+    rows, candidates = run.rows("test"), run.candidates["test"]
+    inputs = {"model": "TALLRec (yes/no)", "test": candidates.digest} | _inputs(run)
+    return run.store.scores(inputs, lambda: yes_no(run).predict(rows, candidates, torch.zeros(len(rows), 0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from conftest import byte_tokenizer, tiny_model
 from safetensors.torch import save_file
@@ -136,3 +137,18 @@ def test_what_the_controls_carry(home):
     carried = {k: Experiment("simulated", "smoke", overrides=TINY | {"stage2.joint": k}).untrained().joint for k in ("auto", "none", "random")}
     assert (carried["none"] == carried["none"][0]).all() and not (carried["auto"] == carried["auto"][0]).all()
     assert not torch.allclose(carried["random"], carried["auto"]) and abs(float(carried["random"].std()) - 1) < 0.1
+
+
+def test_a_damaged_artifact_says_what_to_delete(home):
+    run = Experiment("simulated", "smoke", overrides=TINY)
+    run.scores("SASRec"), run.joint, run.allmrec
+    files = [path for path in (home / "data" / "artifacts").rglob("*") if path.suffix in (".safetensors", ".npy") and "text_side" not in path.name]
+    assert {path.name for path in files} == {"model.safetensors", "joint.safetensors", "trained.safetensors", "scores.npy"}
+    asked = {"model.safetensors": lambda: again.cf_model, "joint.safetensors": lambda: again.joint,
+             "trained.safetensors": lambda: again.allmrec, "scores.npy": lambda: again.scores("SASRec")}  # fmt: skip
+    for path in files:
+        again, whole = Experiment("simulated", "smoke", overrides=TINY), path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(OSError, match=f"{path.name} cannot be read .*; delete .*{path.parent.name}, and"):
+            asked[path.name]()
+        path.write_bytes(whole)

@@ -97,3 +97,6 @@ def test_another_seed_or_llm_or_code_is_another_record(home):
     for code in "ab":
         path = results.record("t", [line()], {"seed": 0, "code": code})
         assert json.loads(path.read_text())["run"]["code"] == code
+    results.record("t", [line() | {"value": 0.25}], {"seed": 1, "llm": "facebook/opt-6.7b"})
+    assert results.read("t", "smoke", "beauty", 1, "facebook/opt-6.7b")["value"].tolist() == [0.25]
+    assert results.read("t", "smoke", "beauty")["value"].tolist() == [0.625] and results.read("t", "smoke", "beauty", 1).empty
