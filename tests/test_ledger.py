@@ -34,6 +34,7 @@ def test_every_claim_has_a_line_for_every_dataset():
     assert not claims.duplicated(["record", "claim"]).any() and not claims.duplicated("statement").any()
     frame = ledger.entries()
     assert len(frame) == len(claims) * len(ledger.DATASETS)
+    assert set(ledger.ONE_MODEL) <= set(zip(claims["record"], claims["claim"], strict=True))
     assert set(frame["verdict"]) <= {"holds", "fails", "undecided", "cannot run here", "not run"}
 
 
