@@ -635,6 +635,12 @@ def test_own_tables_are_a_dataset_by_name(home: Path, tmp_path: Path, monkeypatc
     OWN_EVENTS.to_parquet(tmp_path / "events.parquet")  # another ending takes the first one's place
     assert command(["own", "--interactions", str(tmp_path / "events.parquet")]) == 0
     assert len(datasets.load("own", home / "data").interactions) == 4
+    beside = tmp_path / "elsewhere" / "own"  # tables that lie in ALLMREC_DATA are called what the command said, too
+    beside.mkdir(parents=True)
+    OWN_EVENTS.to_csv(beside / "interactions.csv", index=False)
+    OWN_ITEMS.to_csv(beside / "items.csv", index=False)
+    monkeypatch.setenv("ALLMREC_DATA", str(beside.parent))
+    assert command(["own", "--domain", "movie"]) == 0 and "domain: movie" in capsys.readouterr().out
     for wrong, message in ((["own", "--items", str(tmp_path / "no.csv")], "no.csv is no file"), (["own", "--items", str(tmp_path)], "is no file"),
                            (["toys", "--items", str(items)], "are for own, not for toys")):  # fmt: skip
         assert command(wrong) == 1 and message in capsys.readouterr().err

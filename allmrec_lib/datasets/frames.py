@@ -122,11 +122,12 @@ def build_frames(
 
 
 def own_tables(root: Path) -> list[Path]:
-    """``interactions`` and ``items`` in ``own/``, and ``domain.txt`` where there is one."""
+    """``interactions`` and ``items`` in ``own/``, and ``domain.txt`` as --domain wrote it or, failing that, as it lies beside
+    them."""
     hint = f"`python -m allmrec_lib data {OWN} --interactions events.csv --items items.csv` links your tables there."
     tables = [find_any(root, OWN, stem, ENDINGS, hint) for stem in ("interactions", "items")]
-    domain = tables[0].parent / "domain.txt"
-    return tables + ([domain] if domain.exists() else [])
+    words = [folder / "domain.txt" for folder in (root / "raw" / OWN, tables[0].parent)]
+    return tables + [path for path in words if path.exists()][:1]
 
 
 def build_own_tables(files: list[Path]) -> Dataset:
