@@ -106,7 +106,7 @@ def places(d: int, k: int, token_dim: int, reads: Reads | None) -> Places:
     if reads is None:
         basis = torch.linalg.qr(torch.randn(token_dim, token_dim, dtype=torch.float64))[0]
         return Places(basis[:, :d], basis[:, d : d + k], constant)
-    constant[reads.constant] = 1.0
+    constant[reads.constant] = reads.mark
     return Places(every[:, reads.user][:, :d], every[:, reads.item][:, :k], constant)
 
 

@@ -15,8 +15,8 @@ from allmrec_lib import datasets
 from allmrec_lib.llm.backbone import load_backbone
 from allmrec_lib.llm.pocket import SHOWN, Maker, Recipe, landmarks, save
 from allmrec_lib.llm.pocket_corpus import TELLERS, TitleSource, Writer, common_words, soft_vectors, train_tokenizer
-from allmrec_lib.llm.pocket_model import ITEM_PART, USER_PART, build_model
-from allmrec_lib.llm.pocket_skills import drawn_from, perplexity, recall
+from allmrec_lib.llm.pocket_model import ITEM_PART, USER_PART, build_model, written_parts
+from allmrec_lib.llm.pocket_skills import begun_alike, drawn_from, perplexity, recall
 from allmrec_lib.llm.prompts import clean_title
 
 CARD = json.loads((Path(__file__).resolve().parent.parent / "data" / "pocket_llm" / "card.json").read_text())
@@ -38,16 +38,20 @@ def titles() -> list[str]:
     return list({title.split()[0][:3].lower(): title for title in titles}.values())
 
 
-def share(pocket, titles, **case) -> float:
+def share(pocket, titles, draws=drawn_from, **case) -> float:
     source = TitleSource(common_words(), [], np.random.default_rng(0))
     writer = Writer(pocket.tokenizer.backend_tokenizer, source, pocket.title_tokens)
-    draw = drawn_from(titles, np.random.default_rng(2))
+    draw = draws(titles, np.random.default_rng(2))
     return recall(pocket.model, writer, pocket.template.name, draw, batches=LISTS // 50, **case)
 
 
 def test_looks_entries_up_by_the_users_vector(pocket, titles):
     assert share(pocket, titles) >= 0.95
     assert share(pocket, titles, noise=0.5) >= 0.9
+
+
+def test_titles_that_begin_alike_are_told_apart_by_their_second_words(pocket, titles):
+    assert share(pocket, titles, begun_alike, place=1) >= 0.65
 
 
 def test_finds_what_is_like_the_history(pocket, titles):
@@ -93,8 +97,16 @@ def test_who_tells_has_the_targets_vector(writer, who):
         slots = (-lists.ids[row][lists.ids[row] < -1] - 1).tolist()
         again = slots.count(int(lists.target[row])) > 1  # the target itself stands in the history
         assert told == bool(lists.by_user[row])
+        assert told or not users[row, USER_PART].any()
         assert told or near or again
         assert who != "user" or (told and not near and not again)
+
+
+def test_a_user_tells_of_the_candidate_with_the_largest_inner_product(writer):
+    lists = writer.lists("recall", 40, 6, 5, told=1.0, who="user")
+    items, users = soft_vectors(int(-lists.ids.min()) - 1, lists, 2.0, torch.Generator().manual_seed(0))
+    scores = (items[:, :6, USER_PART] @ users[:, USER_PART, None])[..., 0]
+    assert torch.equal(scores.argmax(1) + 1, lists.target)
 
 
 def test_making_it_twice_gives_the_same(tmp_path):
@@ -106,10 +118,12 @@ def test_making_it_twice_gives_the_same(tmp_path):
         maker = Maker(build_model(600, *landmarks(tokenizer)), Writer(tokenizer, TitleSource(words, [], np.random.default_rng(0))),
                       Recipe(steps=3, batch_tokens=600))  # fmt: skip
         (tmp_path / name).mkdir()
+        written = [part.clone() for part in written_parts(maker.model)]
         maker.run(tmp_path / name)
+        assert all(torch.equal(*parts) for parts in zip(written, written_parts(maker.model), strict=True))
         made.append([p.clone() for p in maker.model.parameters()])
     assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))
-    held = [f"{a} {b}" for a in words[:8] for b in words[100:108]]
+    held = [f"{a} {b}" for a, b in zip(words[:60], words[100:160], strict=True)]
     save(maker, tokenizer, held, "recall", "invented titles only", tmp_path / "a", lists=4)
     loaded = load_backbone(str(tmp_path / "a"))
     assert loaded.template.name == "recall" and loaded.title_tokens == SHOWN

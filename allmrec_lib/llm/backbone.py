@@ -28,18 +28,20 @@ POCKET = "pocket"
 @dataclass(frozen=True)
 class Reads:
     """Which of a token embedding's dimensions an LLM compares: ``user`` those of users with items, ``item`` those of items
-    among themselves; ``constant`` is one that every soft token has and no word."""
+    among themselves; ``constant`` is one that every soft token has and no word, with the value ``mark`` where the rest of
+    a token has length 1."""
 
     user: slice
     item: slice
     constant: int
+    mark: float = 1.0
 
     @classmethod
     def of(cls, card: dict) -> Reads | None:
-        """From a card's "reads", {"user": [first, end], "item": [first, end], "constant": n}; None: it has none."""
+        """From a card's "reads", {"user": [first, end], "item": [first, end], "constant": n, "mark": v}; None: it has none."""
         if "reads" not in card:
             return None
-        return cls(slice(*card["reads"]["user"]), slice(*card["reads"]["item"]), card["reads"]["constant"])
+        return cls(**{name: slice(*value) if isinstance(value, list) else value for name, value in card["reads"].items()})
 
 
 @dataclass

@@ -23,7 +23,7 @@ from .. import datasets
 from ..config import quiet
 from ..training import autocast
 from .pocket_corpus import START, Lists, TitleSource, Writer, common_words, soft_vectors, train_tokenizer
-from .pocket_model import READS, build_model, written_parts
+from .pocket_model import READS, build_model, soften, written_parts
 from .pocket_skills import answer_logits, embed_lists, measure, perplexity
 from .prompts import TEMPLATES, clean_title
 
@@ -32,13 +32,9 @@ SHOWN = 5  # tokens of a title that a prompt shows at least: the small LLM reads
 
 @dataclass(frozen=True)
 class Recipe:
-    """The mixture of documents and the length of training.
+    """The mixture of documents and the length of training."""
 
-    ``written_share``: how far the weights of the circuit move, of the others' way: at full speed the first noisy gradients
-    would blur what it compares by.
-    """
-
-    steps: int = 1600
+    steps: int = 800
     batch_tokens: int = 3000
     lr: float = 5e-4
     warmup: int = 100
@@ -48,20 +44,20 @@ class Recipe:
     hint_weight: float = 1.0
     largest: int = 22
     history: int = 10
-    written_share: float = 0.1
     grow_at: float = 0.5
     seed: int = 0
 
 
 class Maker:
-    """The training loop with its curriculum: each template's lists grow when it is mastered."""
+    """The training loop with its curriculum: each template's lists grow when it is mastered. The weights of the circuit stay
+    as they were written: gradients, noisy as they are on a small machine, would blur what it compares by."""
 
     def __init__(self, model, writer: Writer, recipe: Recipe):
         self.model, self.writer, self.recipe = model, writer, recipe
         self.size = {name: 12.0 for name in recipe.templates}
         self.right = {name: 0.0 for name in recipe.templates}
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
-        self.written = written_parts(model)
+        self.circuit = [(part, part.detach().clone()) for part in written_parts(model)]
         self.step, self.seconds = 0, 0.0
 
     def _lists(self, name: str, rng: np.random.Generator) -> Lists:
@@ -105,11 +101,10 @@ class Maker:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        before = [part.detach().clone() for part in self.written]
         self.optimizer.step()
         with torch.no_grad():
-            for part, old in zip(self.written, before, strict=True):
-                part.lerp_(old, 1 - recipe.written_share)
+            for part, as_written in self.circuit:
+                part.copy_(as_written)
         self._grow(name, lists, logits, wanted, starts[asked])
         self.step += 1
 
@@ -157,6 +152,7 @@ def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: st
     """Weights (safetensors), tokenizer and card into ``folder``; each skill of the card is measured on ``lists`` lists."""
     from transformers import PreTrainedTokenizerFast
 
+    soften(maker.model)
     model, writer = maker.model.eval().half(), maker.writer
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START).save_pretrained(folder)
     model.save_pretrained(folder)  # in half precision: half the size
@@ -176,8 +172,8 @@ def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: st
 
 
 def landmarks(tokenizer) -> list[int]:
-    """The tokens that open an answer, close a title, and stand between history and candidates."""
-    return [tokenizer.encode(f"a{mark}").ids[-1] for mark in (' "', '"', " following")]
+    """The tokens that open an answer, close a title, and stand before and behind the candidates."""
+    return [tokenizer.encode(f"a{mark}").ids[-1] for mark in (' "', '"', " following", " recommendation")]
 
 
 def main() -> None:
@@ -201,7 +197,8 @@ def main() -> None:
     maker = Maker(build_model(args.vocabulary, *landmarks(tokenizer)), writer, Recipe(steps=args.steps))
     maker.run(work)
     about = f"{len(train):,} titles of {args.dataset}" if args.dataset else "invented titles only"
-    save(maker, tokenizer, titles[::20], args.template, about, args.out)
+    invented = TitleSource(words, [], np.random.default_rng(1))
+    save(maker, tokenizer, titles[::20] or [invented.one() for _ in range(1000)], args.template, about, args.out)
     if work == args.out:
         (work / "checkpoint.pt").unlink()
 

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from .pocket_model import DIM, IS_SOFT, ITEM_PART, USER_PART
+from .pocket_model import DIM, IS_SOFT, ITEM_PART, MARK, USER_PART
 from .prompts import ANSWER_END, DOMAINS, TEMPLATES, TEXT_ONLY, Slot, Title, clean_title, recommendation_prompt
 
 START = "<|start|>"
@@ -55,13 +55,13 @@ class TitleSource:
         return self._invented()
 
     def several(self, count: int) -> list[str]:
-        """Different titles; in every other list some begin alike, as the products of one maker do."""
+        """Different titles; in most lists many begin alike, as the products of one maker do."""
         titles: dict[str, None] = {}
-        family = self.rng.random() < 0.5
+        family = self.rng.random() < 0.7
         stem = " ".join(self.one().split()[: self.rng.integers(1, 4)])
         while len(titles) < count:
             title = self.one()
-            titles[clean_title(f"{stem} {title}" if family and self.rng.random() < 0.3 else title, 80)] = None
+            titles[clean_title(f"{stem} {title}" if family and self.rng.random() < 0.5 else title, 80)] = None
         titles.pop("", None)
         return list(titles) if len(titles) == count else self.several(count)
 
@@ -81,10 +81,11 @@ def train_tokenizer(titles: list[str], words: list[str], size: int) -> Tokenizer
 
 @dataclass
 class Lists:
-    """B documents: ``ids`` (B, T) with slots as in ``soft_tokens`` but items numbered within the document, ``labels``
-    (B, T) the token that should follow (-100: not asked), ``hints`` (B, T) at a token *after* its title, the title's first
-    token, ``target`` (B,) the asked item or 0 where nothing tells, ``by_user`` (B,) whether the user's vector tells,
-    ``near`` (B, H) the items of the history that resemble the target (0: none), ``first`` (B,) the position that asks."""
+    """B documents: ``ids`` (B, T) with slots as in ``soft_tokens`` but items numbered within the document, the ``size``
+    candidates first; ``labels`` (B, T) the token that should follow (-100: not asked), ``hints`` (B, T) at a token *after*
+    its title, the title's first token, ``target`` (B,) the asked item or 0 where nothing tells, ``by_user`` (B,) whether the
+    user's vector tells, ``near`` (B, H) the items of the history that resemble the target (0: none), ``first`` (B,) the
+    position that asks."""
 
     ids: Tensor
     labels: Tensor
@@ -93,6 +94,7 @@ class Lists:
     by_user: Tensor
     near: Tensor
     first: Tensor
+    size: int = 0
 
 
 class _Document(NamedTuple):
@@ -150,7 +152,7 @@ class Writer:
         near = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.near, dtype=torch.long) for row in rows], batch_first=True)
         target, by_user, first = (torch.tensor([getattr(row, name) for row in rows]) for name in ("target", "by_user", "first"))
         ids = torch.zeros(batch, width, dtype=torch.long)
-        out = Lists(ids, blank, blank.clone(), target, by_user, near, first)
+        out = Lists(ids, blank, blank.clone(), target, by_user, near, first, size)
         for number, row in enumerate(rows):
             out.ids[number, : len(row.ids)] = torch.tensor(row.ids)
             wanted = torch.tensor(row.ids[row.first + 1 :])
@@ -226,32 +228,45 @@ def soft_vectors(count: int, lists: Lists, noise: float, generator: torch.Genera
                  varied: bool = True) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Random item vectors (B, count, D) of unit spread and the users' (B, D), in the parts that the small LLM reads.
 
-    An item has a part that users are compared with and one that items are compared by; a user has the first only. Who
-    tells (the user, entries of the history) has the target's part plus noise; everything else is unrelated. ``varied``:
-    few directions hold most of the variance, as in trained embeddings (4 to 63 directions, the n-th with a standard
-    deviation of n ** -a, a up to 1). ``noise`` in units of the spread (-n: uniform in 0..n, drawn for each teller).
+    An item has a part that users are compared with and one that items are compared by; a user has the first only. A user who
+    tells has the target's part plus noise, and the target's is of all candidates' the one with the largest inner product
+    with it; a user who does not tell has nothing. Entries of the history that tell have the target's parts plus noise;
+    everything else is unrelated. ``varied``: few directions hold most of the variance, as in trained embeddings (4 to 63
+    directions, the n-th with a standard deviation of n ** -a, a up to 1), and items differ in length. ``noise`` in units of
+    the spread (-n: uniform in 0..n, drawn for each teller).
     """
-    batch, target = len(lists.ids), lists.target
-    near = target[:, None].expand(-1, lists.near.shape[1])
-    asked = torch.cat([target[:, None], near], dim=1)
+    batch, near = len(lists.ids), lists.near
     draw = {part: _spectrum(batch, size, varied, generator) for part, size in (("user", 64), ("item", 63))}
-    items = {part: draw[part](count) for part in draw}
-    level = torch.rand(batch, asked.shape[1], 1, generator=generator) * -noise if noise < 0 else noise
-    picked = {}
+    longer = (0.15 * torch.randn(batch, count, 1, generator=generator)).exp() if varied else 1.0
+    items = {part: draw[part](count) * longer for part in draw}
+    drawn = torch.rand(batch, 1 + near.shape[1], 1, generator=generator)
+    level = -noise * drawn if noise < 0 else noise * torch.ones_like(drawn)
+    users = _at(items["user"], lists.target[:, None]) + level[:, :1] * draw["user"](1)
+    if lists.size:
+        closest = 1 + (items["user"][:, : lists.size] @ users.mT)[..., 0].argmax(1)
+        closest = closest.where(lists.target > 0, 0)
+        asked, other = _at(items["user"], lists.target[:, None]), _at(items["user"], closest[:, None])
+        _put(items["user"], closest, asked[:, 0])
+        _put(items["user"], lists.target, other[:, 0])
+    users = torch.where(lists.by_user[:, None], users[:, 0], 0.0)
+    alike = torch.rand(batch, near.shape[1], 1, generator=generator) < 0.5  # what is alike to users is like often, not always
     for part in draw:
-        at = (asked - 1).clamp(min=0)[..., None].expand(-1, -1, items[part].shape[-1])
-        picked[part] = items[part].gather(1, at) + level * draw[part](asked.shape[1])
-    rows, places = (lists.near > 0).nonzero(as_tuple=True)
-    for part in draw:
-        told = picked[part][rows, 1 + places]
-        if part == "user":  # what is alike to users is like often, not always
-            other = torch.rand(len(rows), 1, generator=generator) < 0.5
-            told = told.where(other, items[part][rows, lists.near[rows, places] - 1])
-        items[part][rows, lists.near[rows, places] - 1] = told
-    users = picked["user"][:, 0].where(lists.by_user[:, None], draw["user"](1)[:, 0])
-    if varied:
-        items = {part: v * (0.15 * torch.randn(*v.shape[:2], 1, generator=generator)).exp() for part, v in items.items()}
+        told = _at(items[part], lists.target[:, None]) + level[:, 1:] * draw[part](near.shape[1])
+        told = told.where(alike, _at(items[part], near)) if part == "user" else told
+        for place in range(near.shape[1]):
+            _put(items[part], near[:, place], told[:, place])
     return _laid_out(items["user"], items["item"]), _laid_out(users, torch.zeros(batch, 63))
+
+
+def _at(vectors: Tensor, numbers: Tensor) -> Tensor:
+    """The vectors (B, k, d) of items (B, k), numbered from 1 in (B, count, d); any for 0."""
+    return vectors.gather(1, (numbers - 1).clamp(min=0)[..., None].expand(-1, -1, vectors.shape[-1]))
+
+
+def _put(vectors: Tensor, numbers: Tensor, value: Tensor) -> None:
+    """Give the items (B,), numbered from 1, the vectors (B, d); nothing for 0."""
+    rows = (numbers > 0).nonzero()[:, 0]
+    vectors[rows, numbers[rows] - 1] = value[rows]
 
 
 def _spectrum(batch: int, size: int, varied: bool, generator: torch.Generator):
@@ -266,5 +281,5 @@ def _spectrum(batch: int, size: int, varied: bool, generator: torch.Generator):
 
 def _laid_out(user_part: Tensor, item_part: Tensor) -> Tensor:
     out = torch.zeros(*user_part.shape[:-1], DIM)
-    out[..., USER_PART], out[..., ITEM_PART], out[..., IS_SOFT] = user_part, item_part, 1.0
+    out[..., USER_PART], out[..., ITEM_PART], out[..., IS_SOFT] = user_part, item_part, MARK
     return out * (DIM / out.square().sum(-1).mean()) ** 0.5

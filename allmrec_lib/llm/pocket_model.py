@@ -10,7 +10,8 @@ training goes on from it. The residual stream is laid out in parts, so that what
     ITEM_PART   what items are compared by               LISTED, LIKED       after the history; like an item of the history
     IS_SOFT     the constant of soft tokens              ALONE               no item token is near
 
-Layer 0: one head notes the nearest soft token (at most eleven back), so that every word of a title carries its item; others
+Layer 0: one head notes the nearest soft token (at most eleven back), so that every word of a title carries its item, and
+that the words of the answer, which stand no further from the word that announces them, carry none; others
 note the word before, whether two back stands a word, and whether the history is over. Layer 1: words that are near no
 item fetch the user's vector; a candidate that is like an item of the history is marked; an item token *after* its title
 fetches the title's first word. Layer 2: the answer looks for the candidate that is like the user, or marked, and copies
@@ -28,18 +29,21 @@ from torch import Tensor
 DIM, LAYERS, HEADS, HEAD, ROTARY = 256, 4, 4, 128, 16
 WORD, BEFORE, SOFT = slice(0, 60), slice(64, 124), slice(128, 255)
 USER_PART, ITEM_PART, IS_SOFT = slice(128, 192), slice(192, 255), 255
-READS = {"user": [128, 192], "item": [192, 255], "constant": IS_SOFT}  # for the card: where soft tokens are compared
+MARK = 2.5  # the constant of soft tokens, in units of the rest: the longer it is, the more of their lengths layer norm leaves
+READS = {"user": [128, 192], "item": [192, 255], "constant": IS_SOFT, "mark": MARK}  # for the card: what is compared where
 IS_TEXT, IS_START, LISTED, LIKED = 60, 61, 62, 63
 AFTER_START, IN_TITLE, ALONE = 125, 126, 127
+NOTED = 0.25  # what words take over of the soft token that they note
 NEAR = {2: 40.0, 3: 20.0, 4: 40.0}  # rotary pairs with periods of 63, 199 and 628 tokens, and what each adds at distance 0
+SHARP, SOFT_MATCH = 8.0, 5.0  # how an answer compares candidates with the user while the rest learns, and afterwards
 WRITTEN = (4, 3, 2, 0)  # heads a layer that hold the circuit
 
 
-def build_model(vocabulary: int, quote: int, closing: int, following: int):
+def build_model(vocabulary: int, quote: int, closing: int, following: int, asking: int):
     """The model with its first weights.
 
     ``quote``: the token that opens an answer; ``closing``: the one that closes a title; ``following``: one that stands
-    between the history and the candidates.
+    between the history and the candidates; ``asking``: one that stands between the candidates and the answer.
     """
     from transformers import NemotronConfig, NemotronForCausalLM
 
@@ -60,7 +64,7 @@ def build_model(vocabulary: int, quote: int, closing: int, following: int):
         embedding[:, IS_TEXT] = 0.7
         embedding[0, WORD], embedding[0, IS_START] = 0.0, 0.8
         words = {name: embedding[token, WORD] for name, token in
-                 (("quote", quote), ("closing", closing), ("following", following))}  # fmt: skip
+                 (("quote", quote), ("closing", closing), ("following", following), ("asking", asking))}  # fmt: skip
         heads = [[_Head(layer.self_attn, number) for number in range(count)]
                  for layer, count in zip(model.model.layers, WRITTEN, strict=True)]  # fmt: skip
         _note(heads[0], words)
@@ -78,6 +82,15 @@ def written_parts(model) -> list[Tensor]:
             parts += [getattr(attention, name).weight[part], getattr(attention, name).bias[part]]
         parts.append(attention.o_proj.weight[:, part])
     return parts
+
+
+def soften(model) -> None:
+    """Compare candidates with the user less sharply than while the rest learned, so that the history counts for more."""
+    attention = model.model.layers[2].self_attn
+    place = slice(ROTARY, ROTARY + USER_PART.stop - USER_PART.start)  # of the first head
+    with torch.no_grad():
+        for weight in (attention.q_proj.weight, attention.k_proj.weight):
+            weight[place, USER_PART] *= math.sqrt(SOFT_MATCH / SHARP)
 
 
 class _Head:
@@ -132,14 +145,15 @@ class _Head:
 def _note(heads: list[_Head], words: dict[str, Tensor]) -> None:
     near, back, two, seen = heads
     text, start = 10.7, 12.0  # the flags after layer norm, about
+    asking = words["asking"] / words["asking"].norm()
     near.prefer_near()
     for pair in NEAR:
-        near.k[pair, IS_TEXT] = -near.k_bias[pair] / text  # soft tokens only
+        near.k[pair, IS_TEXT] = -near.k_bias[pair] / text  # soft tokens only,
+        near.k[pair, WORD] = near.k_bias[pair] * asking / 12.0  # and the word that ends the last title's reach
     near.rest(62.0, start)
-    near.copy(SOFT, SOFT, 0.15)
+    near.copy(SOFT, SOFT, NOTED)
     near.flag(IS_START, ALONE, 0.05, place=127)
-    near.q[118, WORD] = words["quote"] / words["quote"].norm() * HEAD**0.5 / 12.0  # an answer is no part of the last title
-    near.k[118, IS_START] = 40.0 / 12.0
+    near.v[127, WORD] = asking
     back.look_back(1)
     back.copy(slice(0, 62), slice(64, 126), 0.15)
     two.look_back(2)
@@ -153,7 +167,7 @@ def _fetch(heads: list[_Head], words: dict[str, Tensor]) -> None:
     user, alike, gather = heads
     user.q[20, ALONE], user.k[20, AFTER_START], user.k[20, IS_START] = HEAD**0.5, 1.0, -2.0
     user.rest(25.0, 10.0)
-    user.copy(SOFT, SOFT, 0.15)
+    user.copy(SOFT, SOFT, NOTED)
     alike.compare(ITEM_PART, 5.0)
     alike.add(120, LISTED, -7.0)
     alike.add(121, IN_TITLE, 4.0)
@@ -170,7 +184,7 @@ def _fetch(heads: list[_Head], words: dict[str, Tensor]) -> None:
 
 def _answer(heads: list[_Head], words: dict[str, Tensor]) -> None:
     match, follow = heads
-    match.compare(USER_PART, 5.0)
+    match.compare(USER_PART, SHARP)
     for place, flag, size in ((120, LIKED, 12.0), (121, IN_TITLE, 4.0), (122, LISTED, 12.0), (124, ALONE, -12.0)):
         match.add(place, flag, size)
     match.add(123, BEFORE, 4.0 * words["closing"] / words["closing"].norm())

@@ -32,8 +32,9 @@ def answer_logits(model, lists: Lists, embeds: Tensor, asked: Tensor) -> Tensor:
 @torch.inference_mode()
 def recall(model, writer: Writer, template: str, titles=None, size: int = 20, history: int = 10, noise: float = 0.0,
            told: float = 1.0, batch: int = 50, batches: int = 4, varied: bool = False, seed: int = 1,
-           who: str = "user") -> float:  # fmt: skip
-    """Share of lists whose answer's first token is right (``told=0``: chance); ``who`` tells it."""
+           who: str = "user", place: int = 0) -> float:  # fmt: skip
+    """Share of lists whose answer's first token is right (``told=0``: chance), or the one at ``place``, given those before
+    it; ``who`` tells it."""
     rng = np.random.default_rng(seed)
     writer.rng = writer.titles.rng = rng
     generator = torch.Generator().manual_seed(seed)
@@ -43,7 +44,7 @@ def recall(model, writer: Writer, template: str, titles=None, size: int = 20, hi
         count = max(1, int(-lists.ids.min()) - 1)
         items, users = soft_vectors(count, lists, noise, generator, varied)
         asked = torch.zeros_like(lists.ids, dtype=torch.bool)
-        asked[torch.arange(batch), lists.first] = True
+        asked[torch.arange(batch), lists.first + place] = True
         logits = answer_logits(model, lists, embed_lists(model, lists, items, users), asked)
         right.append((logits.argmax(-1) == lists.labels[asked]).float())
     return float(torch.cat(right).mean())
@@ -65,13 +66,19 @@ def drawn_from(titles: list[str], rng: np.random.Generator) -> Callable[[int], l
     return lambda count: rng.choice(distinct, count, replace=False).tolist()
 
 
+def begun_alike(titles: list[str], rng: np.random.Generator) -> Callable[[int], list[str]]:
+    """Draws lists of titles that all begin with one word, no two of them going on alike: only their second words differ."""
+    return drawn_from(list({title.split()[0]: f"The {title}" for title in titles}.values()), rng)
+
+
 def measure(model, tokenizer, template: str, titles: list[str], limit: int, lists: int = 500) -> dict[str, float]:
-    """Recall at ``lists`` lists of 20 unseen titles: with the exact vector, a noisy one, and an unrelated one."""
+    """Recall at ``lists`` lists of 20 unseen titles: with the exact vector, a noisy one, and an unrelated one; of titles that
+    begin with the same word, the second token."""
     rng = np.random.default_rng(2)
     writer = Writer(tokenizer, TitleSource(common_words(), [], rng), limit)
     draw = drawn_from(titles, rng)
     cases = {"exact": {}, "noise 0.5": {"noise": 0.5}, "noise 1.0": {"noise": 1.0},
              "history, noise 0.5": {"noise": 0.5, "who": "history"}, "both, noise 1.0": {"noise": 1.0, "who": "both"},
-             "unrelated": {"told": 0.0}}  # fmt: skip
+             "begun alike, second token": {"titles": begun_alike(titles, rng), "place": 1}, "unrelated": {"told": 0.0}}  # fmt: skip
     size = {"batch": min(lists, 50), "batches": max(lists // 50, 1)}
-    return {name: round(recall(model, writer, template, draw, **size, **case), 4) for name, case in cases.items()}
+    return {name: round(recall(model, writer, template, **({"titles": draw} | size | case)), 4) for name, case in cases.items()}
