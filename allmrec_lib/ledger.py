@@ -29,7 +29,8 @@ would look decided, since nothing is corrected for their number. Models that ask
 another seed moves them is [measured apart](appendix/seeds): a small difference is a verdict on that training, not on the
 method. Of two claims on speed the number is the ratio and its range over the rounds of the benchmark, held against one. The
 LLM is the small one of this book ([its card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold
-there, and the reverse. Some chapters were executed by an earlier version of the library; the [introduction](intro) says which.
+there, and the reverse. Some chapters were executed with an earlier version of that LLM or of the library; the
+[introduction](intro) says which.
 
 This page is written by `python -m allmrec_lib.ledger` from what the chapters recorded at the `laptop` profile, and from what
 `make bench` timed.
