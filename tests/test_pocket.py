@@ -15,7 +15,7 @@ from allmrec_lib import datasets
 from allmrec_lib.llm.backbone import load_backbone
 from allmrec_lib.llm.pocket import SHOWN, Maker, Recipe, landmarks, save
 from allmrec_lib.llm.pocket_corpus import TELLERS, TitleSource, Writer, common_words, soft_vectors, train_tokenizer
-from allmrec_lib.llm.pocket_model import ITEM_PART, USER_PART, build_model, written_parts
+from allmrec_lib.llm.pocket_model import ITEM_PART, ROTARY, SOFT_MATCH, USER_PART, build_model, written_parts
 from allmrec_lib.llm.pocket_skills import begun_alike, drawn_from, perplexity, recall
 from allmrec_lib.llm.prompts import clean_title
 
@@ -126,4 +126,7 @@ def test_making_it_twice_gives_the_same(tmp_path):
     held = [f"{a} {b}" for a, b in zip(words[:60], words[100:160], strict=True)]
     save(maker, tokenizer, held, "recall", "invented titles only", tmp_path / "a", lists=4)
     loaded = load_backbone(str(tmp_path / "a"))
+    for llm in (loaded, load_backbone()):  # the one that ships was softened once, too
+        queries = llm.model.model.layers[2].self_attn.q_proj.weight[ROTARY : ROTARY + 64, USER_PART].diagonal()
+        assert torch.allclose(queries, torch.tensor(SOFT_MATCH**0.5), rtol=1e-3)
     assert loaded.template.name == "recall" and loaded.title_tokens == SHOWN
