@@ -56,13 +56,15 @@ def verdict(low: float, high: float) -> str:
     return "holds" if low > 0 else "fails" if high < 0 else "undecided"
 
 
-def claims(tests: dict[str, metrics.Comparison], users: int, *, dataset: str, profile: str, llm: str | None,
-           section: str) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows for paired tests of claims "A > B" on ``users`` users, for the ledger."""
-    about = {"dataset": dataset, "profile": profile, "llm": llm, "metric": "difference of hit@1", "n_users": users, "seeds": 1,
+def claims(tests: dict[str, metrics.Comparison], users: int, *, dataset: str, profile: str, llm: str | None, section: str,
+           seeds: dict[str, int] | None = None) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows for paired tests of claims "A > B" on ``users`` users, for the ledger; ``seeds``: how many each model is the mean
+    of (one, where it is not named), of which a claim records the fewer."""
+    about = {"dataset": dataset, "profile": profile, "llm": llm, "metric": "difference of hit@1", "n_users": users,
              "paper": None, "section": section}  # fmt: skip
     return [about | {"model": claim, "value": float(test.difference), "low": float(test.low), "high": float(test.high),
-                     "p": float(test.p_value), "verdict": verdict(test.low, test.high)}
+                     "p": float(test.p_value), "verdict": verdict(test.low, test.high),
+                     "seeds": min((seeds or {}).get(model, 1) for model in claim.split(" > "))}
             for claim, test in tests.items()]  # fmt: skip
 
 

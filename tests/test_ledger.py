@@ -43,6 +43,10 @@ def test_a_recorded_test_becomes_a_verdict(home):
              "A-LLMRec > NCF": metrics.Comparison(-0.02, -0.03, -0.01, 0.001),
              "A-LLMRec > CTRL": metrics.Comparison(0.01, -0.01, 0.03, 0.4)}  # fmt: skip
     rows = results.claims(tests, 100, dataset="beauty", profile="laptop", llm="pocket", section="5.2.1")
+    assert [row["seeds"] for row in rows] == [1, 1, 1]
+    of_seeds = results.claims({"SASRec > NCF": tests["A-LLMRec > NCF"]} | tests, 100, dataset="beauty", profile="laptop",
+                              llm="pocket", section="5.2.1", seeds={"SASRec": 3, "NCF": 2})  # fmt: skip
+    assert [row["seeds"] for row in of_seeds] == [2, 1, 1, 1]
     results.record("claims_07", rows, {"seed": 0})
     frame = ledger.entries().set_index(["dataset", "statement"])["verdict"]
     assert frame["beauty", "A-LLMRec is better than SASRec"] == "holds"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,6 +122,23 @@ def test_ncf_by_hand(neumf):
     assert torch.allclose(model.score(torch.tensor([2]), torch.tensor([[4]]))[0, 0], expected, atol=1e-7)
 
 
+def test_ncf_starts_as_its_authors_draw_it():
+    """Glorot's bounds for the layers, LeCun's for the last, no bias."""
+    model = NCF(5, 7, NCFConfig(dim=50))
+    widths = [100, *NCFConfig().layers]
+    for (layer, _), a, b in zip(model.mlp, widths, widths[1:], strict=False):
+        assert 0.7 < float(layer.weight.detach().abs().max()) / (6 / (a + b)) ** 0.5 <= 1.0 and not layer.bias.any()
+    assert 0.5 < float(model.out.weight.detach().abs().max()) / (3 / widths[-1]) ** 0.5 <= 1.0 and not model.out.bias.any()
+
+
+def test_a_model_that_learned_nothing_is_told():
+    """At an absurd rate all ReLUs go off: every candidate has the same score, and no user's item is above another."""
+    sequences = chain()
+    held, config = candidate_sets(sequences, "validation"), replace(CONFIGS["NCF"], lr=10.0, epochs=3)
+    with pytest.warns(RuntimeWarning, match="NCF with seed 0 ranks no validation item above any other.*lower ncf.lr"):
+        train_recommender("NCF", sequences, catalogue(), held, config)
+
+
 def test_ncf_draws_negatives_that_the_user_has_not_in_training():
     sequences = chain(40)
     task = NCFTask(built("NCF"), sequences, candidate_sets(sequences, "validation"), "cpu")
@@ -140,7 +159,7 @@ def test_it_learns_what_there_is_to_learn(name):
     hit = metrics.per_user(score_rows(model, rows, test))["hit@1"].mean()
     floor = metrics.per_user(score_rows(Popularity(sequences), rows, test))["hit@1"].mean()
     print(name, hit, floor)
-    assert hit > {"NCF": 0.25, "RECFORMER": 0.6}.get(name, 0.9) > floor
+    assert hit > {"NCF": 0.2, "RECFORMER": 0.6}.get(name, 0.9) > floor
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     x = represent(model, rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -152,8 +153,9 @@ def save(maker: Maker, tokenizer, held_out: list[str], template: str, titles: st
     """Weights (safetensors), tokenizer and card into ``folder``; each skill of the card is measured on ``lists`` lists."""
     from transformers import PreTrainedTokenizerFast
 
-    soften(maker.model)
-    model, writer = maker.model.eval().half(), maker.writer
+    model, writer = deepcopy(maker.model).eval(), maker.writer
+    soften(model)
+    model.half()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START).save_pretrained(folder)
     model.save_pretrained(folder)  # in half precision: half the size
     model.float()

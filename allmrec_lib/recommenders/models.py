@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,18 @@ def model_named(name: str) -> Model:
 
 def train_recommender(name: str, sequences: Sequences, data: Dataset, validation: Candidates, config, seed: int = 0,
                       folder: Path | None = None, device: str = "cpu") -> tuple[nn.Module, History]:  # fmt: skip
-    """Build and train a recommender; returns the best epoch's model by validation NDCG@10, frozen, in evaluation mode."""
+    """Build and train a recommender; returns the best epoch's model by validation NDCG@10, frozen, in evaluation mode.
+
+    Warns where that is 0: the model gives every candidate the same score (a dead network), and should not enter a mean.
+    """
     kind = model_named(name)
     torch.manual_seed(seed)
     model = kind.build(sequences, data, config)
-    return model, kind.train(model, sequences, validation, seed, folder, device, label=name)
+    history = kind.train(model, sequences, validation, seed, folder, device, label=name)
+    if history.best == 0.0:
+        warnings.warn(f"{name} with seed {seed} ranks no validation item above any other (NDCG@10 is 0): it learned nothing; "
+                      f"lower {kind.section}.lr or take another seed", RuntimeWarning, stacklevel=2)  # fmt: skip
+    return model, history
 
 
 def answers_of(model: EmbeddingRecommender, rows: Rows, candidates: Candidates, n_items: int,

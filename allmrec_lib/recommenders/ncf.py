@@ -36,10 +36,20 @@ class NCF(nn.Module):
         widths = [2 * (config.dim - self.product), *config.layers]
         layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths, widths[1:], strict=False)]
         self.mlp, self.out = nn.Sequential(*layers), nn.Linear(widths[-1] + self.product, 1)
+        self._draw()
+
+    def _draw(self) -> None:
+        """Weights as the authors' code draws them. With PyTorch's own, whose biases are not zero, some trainings at a rate of
+        0.01 end with all ReLUs off and one score for every item."""
         for table in (self.users, self.items):
             nn.init.normal_(table.weight, std=0.01)
             with torch.no_grad():
                 table.weight[0] = 0.0
+        for layer, _ in self.mlp:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.kaiming_uniform_(self.out.weight, nonlinearity="linear")
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Logits of pairs of vectors, (..., d) and (..., d) -> (...)."""
