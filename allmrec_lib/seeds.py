@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import psutil
 from joblib import Parallel, cpu_count, delayed
@@ -30,8 +32,10 @@ def scores_by_seed(run: Experiment, models: list[str], once: tuple[str, ...] = (
     workers = min(len(missing), 2 * cpu_count(), psutil.virtual_memory().available // MEMORY)
     if workers > 1 and run.device == "cpu" and run.profile.name != "smoke" and processes.count() == 1:
         _ = run.candidates  # drawn once, here
-        made = Parallel(workers, return_as="generator_unordered")(delayed(_make)(*each) for each in missing)
-        list(tqdm(made, "training", len(missing), unit="model", disable=quiet()))
+        with warnings.catch_warnings():  # a process whose memory has grown is replaced, and its work is done by another
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+            made = Parallel(workers, return_as="generator_unordered")(delayed(_make)(*each) for each in missing)
+            list(tqdm(made, "training", len(missing), unit="model", disable=quiet()))
     return {name: [run.changed(seed=seed).scores(name) for seed in seeds[name]] for name in models}
 
 
