@@ -125,6 +125,7 @@ def test_making_it_twice_gives_the_same(tmp_path):
     assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))
     held = [f"{a} {b}" for a, b in zip(words[:60], words[100:160], strict=True)]
     save(maker, tokenizer, held, "recall", "invented titles only", tmp_path / "a", lists=4)
+    assert all(torch.equal(*parts) for parts in zip(written, written_parts(maker.model), strict=True))  # a copy was softened
     loaded = load_backbone(str(tmp_path / "a"))
     for llm in (loaded, load_backbone()):  # the one that ships was softened once, too
         queries = llm.model.model.layers[2].self_attn.q_proj.weight[ROTARY : ROTARY + 64, USER_PART].diagonal()
