@@ -61,7 +61,7 @@ ledger: $(STAMP) ## write the page of the paper's claims from the recorded resul
 bench: $(STAMP) ## every speed comparison, the profiles and the cost constants, in minutes; writes both pages
 	@OMP_NUM_THREADS=1 ALLMREC_QUIET=1 $(BIN)/python -m tests.bench
 
-bench-paper: $(STAMP) ## Table 10 with OPT of true size and random weights: SIZE=opt-6.7b BATCH=4 DEVICE=cuda
+bench-paper: $(STAMP) ## Table 10, Stage 2, inference, memory with OPT of true size and random weights: SIZE=opt-6.7b BATCH=4 DEVICE=cuda
 	@ALLMREC_QUIET=1 $(BIN)/python -m tests.bench paper --llm $(SIZE) --batch $(BATCH) --device $(DEVICE)
 
 notebooks: $(STAMP) ## run the chapters' sources in place at the smoke profile

@@ -5,7 +5,8 @@
 
 Time is arithmetic over what the device does of it, and never less than what calling the operations takes. Work is counted
 from shapes; ``data/results/cost.json`` (`make bench`) says how much of its peak this machine reached, how many tokens a
-prompt has and what a forward pass keeps; ``data/gpus.csv`` says what GPUs are sold as.
+prompt has and what a forward pass keeps; ``data/gpus.csv`` says what GPUs are sold as, and ``data/results/card.json``
+(`make bench-paper`) what one of them reached.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import pandas as pd
 
 from .config import ConfigError, Profile, load_profile
 from .paths import shipped
-from .speed import number, results_file, table
+from .speed import number, read_rows, results_file, table
 from .work import LLMS, Shape, answer_flops, encoder_flops, encoder_shape, step_flops
 
 GPU_SHARE = 147 / 312  # of the peak: OPT-175B's training reached 147 TFLOP/s on A100s that have 312 (Zhang et al. 2022)
-CALL_S = 10e-6  # a PyTorch call that starts a kernel, on the host; an assumption
+CALL_S = 10e-6  # a PyTorch call, on the host of a GPU that was not measured; an assumption
 TEST_BATCH = 32  # rows that are asked at once for the test users
 CONTEXT_GB = 0.6  # what CUDA and its libraries take before any tensor
 
@@ -86,13 +87,22 @@ def device_named(name: str) -> Device:
         measured, memory = constants(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         return Device(measured["device"], memory, measured["gflops"] / 1e3, measured["gb_s"], measured["shares"], 0.0, 4)
     rows = pd.read_csv(shipped("data/gpus.csv")).itertuples()
-    known = {
-        r.name: Device(
-            r.name, r.memory_gb, r.bf16_tflops, r.gb_s, dict.fromkeys(("train", "answer", "encoder"), GPU_SHARE), CALL_S, 2
-        )
-        for r in rows
-    }
-    return _nearest("GPU", name, known)
+    return _nearest("GPU", name, {r.name: _gpu(r) for r in rows})
+
+
+def measured_card(name: str) -> dict[str, Any] | None:
+    """The row of ``card.json`` that was measured on a GPU of ``data/gpus.csv``, with the largest LLM; None where none was."""
+    found = [row for row in read_rows(results_file("card")) if name in row["device"].split()]
+    return max(found, key=lambda row: LLMS[row["llm"]].parameters, default=None)
+
+
+def _gpu(sold: Any) -> Device:
+    """A row of ``data/gpus.csv``: with the shares of its peak that were measured on it, where they were."""
+    shares, call = dict.fromkeys(("train", "answer", "encoder"), GPU_SHARE), CALL_S
+    if card := measured_card(sold.name):
+        shares |= {kind: reached / 1e3 / sold.bf16_tflops for kind, reached in card["reached"].items()}
+        call = card["sasrec_step_s"] / constants()["calls"]["SASRec training"]
+    return Device(sold.name, sold.memory_gb, sold.bf16_tflops, sold.gb_s, shares, call, 2)
 
 
 def size_named(name: str, measured: dict[str, Any]) -> Size:
@@ -235,6 +245,17 @@ def checks(measured: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[st
             found.append({"what": f"{label} at {row['llm']}, a training row", "dataset": row["dataset"], "predicted_s": flops,
                           "measured_s": 1 / row[side]})  # fmt: skip
     return found
+
+
+def card_checks(card: dict[str, Any], gpu: str) -> list[dict[str, Any]]:
+    """Predicted and measured seconds of a whole run on a measured GPU: training rows, and as many validated before and after."""
+    run, measured, device = card["run"], constants(), device_named(gpu)
+    count, shape = prompt_tokens(run["dataset"], card["llm"], measured), LLMS[card["llm"]]
+    trained = run["rows"] * step_flops(shape, count["prompt"], count["answer"])
+    answered = 2 * run["rows"] * answer_flops(shape, count["prompt"], count["answer"])
+    predicted = device.seconds("train", trained) + device.seconds("answer", answered)
+    return [{"what": f"Stage 2, {run['rows']} rows and their validation, twice", "dataset": run["dataset"],
+             "predicted_s": predicted, "measured_s": run["seconds"]}]  # fmt: skip
 
 
 def report(profile: Profile, llm: str, gpu: str) -> str:

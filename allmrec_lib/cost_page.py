@@ -29,9 +29,12 @@ The work is counted from the models' shapes. Constants come from `make bench`: t
 pass, calls a step, and, for a CPU, the share of its peak that a step reaches. Hours are upper ends: all epochs of the profile,
 while training stops earlier as a rule.
 
-No GPU was at hand for this page. GPU hours rest on three numbers that were not measured here: what `data/gpus.csv` says each
-is sold as, {share:.0%} of that reached in matrix products (OPT's own training, Zhang et al. 2022), and {call:.0f} µs a call.
-The last table but one compares with what the paper measured on its GPU.
+Hours on a GPU rest on what `data/gpus.csv` says each is sold as. How much of that is reached, and what a call takes, was
+measured on {measured}; for the others {share:.0%} (OPT's own training, Zhang et al. 2022) and {call:.0f} µs a call are
+assumed. The last table but one compares with what the paper measured on its GPU.
+"""
+LATE = """The run was made with cuDNN's attention first, which plans anew for most batches ([how long that takes](speed)). The
+library has put flash attention first since; the run was not repeated.
 """
 
 
@@ -54,6 +57,32 @@ def measured_here(found: list[dict]) -> str:
     lines = [[r["what"], r["dataset"], number(r["predicted_s"]), number(r["measured_s"]),
               f"{r['predicted_s'] / r['measured_s'] - 1:+.0%}"] for r in found]  # fmt: skip
     return table(["run", "dataset", "predicted, s", "measured, s", "error"], lines)
+
+
+def on_cards(gpus: pd.DataFrame) -> str:
+    """What was measured on GPUs, and what is predicted and counted of it."""
+    found = []
+    for gpu in gpus.itertuples():
+        if (card := cost.measured_card(gpu.name)) is None:
+            continue
+        reached = {kind: f"{value / 1e3:,.0f} TFLOP/s ({value / 1e3 / gpu.bf16_tflops:.0%} of what the card is sold as)"
+                   for kind, value in card["reached"].items()}  # fmt: skip
+        memory = [[r["what"], number(r["counted_gb"]), number(r["gb"]), f"{r['counted_gb'] / r['gb'] - 1:+.0%}"]
+                  for r in card["memory"]]  # fmt: skip
+        command = f"make bench-paper SIZE={card['llm']} BATCH={card['batch']} DEVICE=cuda"
+        found.append(f"""## Measured on one {card["device"]}
+
+`{command}`: random weights in 16 bits, prompts of `{card["dataset"]}`.
+A large matrix product reaches {card["gflops"] / 1e3:,.0f} TFLOP/s, a training step of Stage 2 {reached["train"]},
+answers {reached["answer"]}. A step of SASRec, which is nothing but calls, takes
+{card["sasrec_step_s"] * 1e3:.1f} ms. [Where the time goes](speed).
+
+{measured_here(cost.card_checks(card, gpu.name))}
+{LATE if card["attention"] == "cuDNN" else ""}
+The most memory that a step takes, beside what the preflight counts for prompts of that length (the longest of the dataset):
+
+{table(["step", "counted, GB", "measured, GB", "error"], memory)}""")
+    return "\n".join(found)
 
 
 def training(rows: list[dict]) -> str:
@@ -92,7 +121,9 @@ def page() -> str:
     share, counted = measured["shares"], ", ".join(f"`{name}`" for name in measured["tokens"]["gpt2"])
     stands_in = cost.counted(measured["tokens"]["gpt2"], "")[1]
     here = cost.checks(measured, read_rows(results_file("bench")))
-    return f"""{HEAD.format(share=cost.GPU_SHARE, call=cost.CALL_S * 1e6)}
+    cards = [name for name in gpus["name"] if cost.measured_card(name)]
+    on = ", ".join(f"the {name}" for name in cards) or "none"
+    return f"""{HEAD.format(share=cost.GPU_SHARE, call=cost.CALL_S * 1e6, measured=on)}
 ## The `paper` profile with {LLM}
 
 Hours of A-LLMRec from SASRec to its answers to all test users, validation included; other models come on top.
@@ -113,6 +144,7 @@ what decides before a run is the preflight, which wants more ([its table](gpu_bo
 dataset. The runs below are others than those that gave the constants.
 
 {measured_here(here)}
+{on_cards(gpus)}
 {training(read_rows(results_file("training")))}## Predicted, and measured by the paper
 
 Table 10, Luxury Beauty on one RTX A6000. The paper does not say in how many bits its LLM computed, nor on which rows TALLRec

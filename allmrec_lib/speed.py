@@ -6,6 +6,7 @@ python -m allmrec_lib.speed        # book/appendix/speed.md, from data/results/b
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import pandas as pd
 
 from .paths import project_root, shipped
+from .work import LLMS
 
 # What each comparison is meant to reach; for Table 10 the paper's ratio.
 TRAINING, INFERENCE = "A-LLMRec over TALLRec: training", "A-LLMRec over TALLRec: inference"
 AIMS = {"raw files to sequences": 10.0, "SASRec training": 5.0, "evaluation": 50.0, "Stage 1": None, "Stage 2": 2.0,
-        "inference: trie": 5.0, "inference: score": 5.0, TRAINING: 588.58 / 232.5, INFERENCE: 3.36 / 1.98}  # fmt: skip
+        "inference: constrained": 5.0, "inference: trie": 5.0, "inference: score": 5.0,
+        TRAINING: 588.58 / 232.5, INFERENCE: 3.36 / 1.98}  # fmt: skip
 HEAD = """# Speed, and what bounds it
 
 Every point where the straightforward way loses time, measured against that way: `make bench` runs both sides by turns in one
@@ -28,6 +31,15 @@ where large matrices are multiplied faster, what the straightforward way wastes 
 speed does not depend, except that free generation ends where the LLM ends it.
 
 This page is written by `python -m allmrec_lib.speed` from what the benchmarks recorded.
+"""
+# PyTorch's choice of attention on a Hopper card, and what follows for prompts of many lengths.
+PLANS = """On the {device} PyTorch takes cuDNN's attention first, which plans anew for every length that it has not seen. Forward and
+backward together take {cudnn_new} ms at a new length and {cudnn_again} ms at the same again; with flash attention {flash_new}
+and {flash_again} ms (medians of {lengths} lengths; 4 rows, 32 heads of 128, bf16). Prompts have another length at nearly every
+step: of {count} training steps at {llm} the fastest and the median take {ours} (TALLRec {theirs}). So the
+library has PyTorch take flash attention first
+(`TORCH_CUDNN_SDPA_DEPRIORITIZED=1`, unless the environment says otherwise). Of the rows above, Stage 2 runs the same batches
+again and again, at lengths that were seen; A-LLMRec over TALLRec draws new negatives, and with them a new length, at every step.
 """
 
 
@@ -105,7 +117,10 @@ def answers(rows: list[dict[str, Any]]) -> str:
              f"candidate's title to the letter in {r['valid']:.0%} of the rows; in {r['same_where_valid']:.0%} of these the "
              "answer is the same."
              for r in rows if "same_where_valid" in r]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    lines += [f"- {r['what']} ({r['llm']}): random weights end no answer. Free generation was stopped behind {r['longest']} tokens, "
+              f"as many as the longest title among the {r['rows']} right ones has."
+              for r in rows if "longest" in r and "same_where_valid" not in r]  # fmt: skip
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def raw_files(rows: list[dict[str, Any]]) -> str:
@@ -124,18 +139,30 @@ def against_tallrec(rows: list[dict[str, Any]]) -> str:
         for name, label in (("ours", "A-LLMRec"), ("theirs", "TALLRec")):
             part = row["parts"][name]
             each = [part[name] / row["batch_size"] for name in ("forward_s", "backward_s", "saved_gb")]
-            lines.append([row["llm"], label, number(part["tokens"]), f"{part['learning']:,}", f"{each[0] * 1e3:,.0f}",
-                          f"{each[1] * 1e3:,.0f}", f"{each[2]:.3f}"])  # fmt: skip
+            lines.append([f"{row['llm']}, {row['device'].partition(',')[0]}", label, number(part["tokens"]),
+                          f"{part['learning']:,}", f"{each[0] * 1e3:,.0f}", f"{each[1] * 1e3:,.0f}", f"{each[2]:.3f}"])  # fmt: skip
     return table(["LLM", "model", "tokens a row", "parameters that learn", "forward, ms a row", "backward, ms a row",
                   "kept for backward, GB a row"], lines)  # fmt: skip
+
+
+def plans(card: list[dict[str, Any]]) -> str:
+    """What attention costs at lengths that a card has not seen, where that was measured."""
+    said, middle = [], statistics.median
+    for row in (r for r in card if "attention_ms" in r):
+        each = {f"{name}_{part}": number(middle(taken))
+                for name, parts in row["attention_ms"].items() for part, taken in parts.items()}  # fmt: skip
+        steps = {name: f"{min(taken):.0f} and {middle(taken):.0f} ms" for name, taken in row["steps_ms"].items()}
+        before = "All rows above were measured with cuDNN's attention first.\n" if row["attention"] == "cuDNN" else ""
+        said.append(PLANS.format(device=row["device"], llm=row["llm"], lengths=len(row["attention_ms"]["flash"]["new"]),
+                                 count=len(row["steps_ms"]["ours"]), **each, **steps) + before)  # fmt: skip
+    return "\n".join(said)
 
 
 def _table10(rows: list[dict[str, Any]]) -> str:
     found = [r for r in rows if r["what"] == TRAINING]
     if not found:
         return ""
-    first = found[0]
-    rows = [row for row in rows if row["device"] == first["device"]]
+    first = max(found, key=lambda r: LLMS[r["llm"]].parameters)
     every, ratio = first["positions_a_row"], first["ratio"]
     paper = pd.read_csv(shipped("data/paper") / "table_10.csv").set_index(["model", "metric"])["value"]
     everything = paper["A-LLMRec_all", "train_min"] / paper["A-LLMRec", "train_min"]
@@ -148,8 +175,8 @@ are trained by the same loop on the same rows, and TALLRec's adapters are merged
 {against_tallrec(rows)}
 What learns is small in both, and that saves nothing: in both the gradient goes back through every layer of the LLM, to the
 soft tokens in one and to the adapters of the first layer in the other, and no weight of the LLM takes a gradient in either.
-A-LLMRec's prompt is longer by its soft tokens and its first sentence, TALLRec's adapters cost calls of their own. At the
-first LLM of the table A-LLMRec trains {ratio:.2f} times as fast as a fair TALLRec.
+A-LLMRec's prompt is longer by its soft tokens and its first sentence, TALLRec's adapters cost calls of their own. At
+{first["llm"]} A-LLMRec trains {ratio:.2f} times as fast as a fair TALLRec.
 
 The paper's ratio is near to one of rows: its A-LLMRec trained on every position takes {everything:.2f} times as long as the
 one that takes a user's last item only, and its TALLRec {AIMS[TRAINING]:.2f} times. The paper does not say on which rows TALLRec
@@ -161,34 +188,44 @@ second line of that comparison; an LLM in 8 bits with adapters in 16 would cost 
 
 def profiles(rows: list[dict[str, Any]]) -> str:
     """What bounds each hot step, and its operations by their own time."""
-    head = ["step", "rows", "ms", "calls", "µs a call", "in matrix products", "of the peak there", "bound by"]
+    gpu = any("busy" in r for r in rows)
+    head = ["step", "rows", "ms", "calls", "µs a call", *(["GPU busy"] if gpu else []), "in matrix products", "of the peak there",
+            "bound by"]  # fmt: skip
     lines = [[r["what"], str(r["rows"]), number(r["seconds"] * 1e3), f"{r['calls']:,}", number(r["us_a_call"]),
-              f"{r['products']:.0%}", f"{r['of_peak']:.0%}", r["bound"]] for r in rows]  # fmt: skip
+              *([f"{r['busy']:.0%}"] if gpu else []), f"{r['products']:.0%}", f"{r['of_peak']:.0%}", r["bound"]]
+             for r in rows]  # fmt: skip
     top = [[r["what"], ", ".join(f"{t['op']} {t['share']:.0%} ({t['calls']})" for t in r["top"])] for r in rows]
     return table(head, lines) + "\n" + table(["step", "operations by their own time (calls)"], top)
 
 
-def page(rows: list[dict[str, Any]], seen: list[dict[str, Any]]) -> str:
+def page(rows: list[dict[str, Any]], seen: list[dict[str, Any]], card: list[dict[str, Any]]) -> str:
     """The page as Markdown."""
     parts = [HEAD, "## Ratios\n"]
     for device in dict.fromkeys(row["device"].partition(",")[0] for row in rows):
         own = [row for row in rows if row["device"].startswith(device)]
         parts += [f"### {device}\n", ratios(own), raw_files(own) + answers(own), commands(own)]
+        parts.append(plans([row for row in card if row["device"].startswith(device)]))
     parts.append(_table10(rows))
     if seen:
-        best = seen[0]
-        parts += [f"""## Profiles
+        parts.append("""## Profiles
 
-One batch of each hot step under torch.profiler on one machine ({best['device']}), which multiplies large matrices at
-{best["gflops"]:,.0f} GFLOP/s and copies at {best["gb_s"]:.0f} GB/s at best. A step is bound by matrix products where they
-take half of its time, otherwise by the number of calls where one lasts under 25 µs on average, otherwise by memory traffic.
-""", profiles(seen)]  # fmt: skip
+One batch of each hot step under torch.profiler. A step is bound by matrix products where they take half of its time,
+otherwise by the number of calls where one lasts under 25 µs on average, otherwise by memory traffic. On a GPU the time is the
+GPU's; a step is bound by the number of calls where it is busy less than half of the time.
+""")  # fmt: skip
+    for device in dict.fromkeys(row["device"] for row in seen):
+        own = [row for row in seen if row["device"] == device]
+        best, llm = own[0], own[0].get("llm")
+        speed = f"{best['gflops']:,.0f} GFLOP/s{' (bf16)' if 'busy' in best else ''}"
+        parts += [f"### {device}{f', {llm}' if llm else ''}\n",
+                  f"It multiplies large matrices at {speed} and copies at {best['gb_s']:,.0f} GB/s at best.\n",
+                  profiles(own)]  # fmt: skip
     return "\n".join(part for part in parts if part)
 
 
 def write() -> Path:
     """Write the page; returns its path."""
-    return write_page("speed", page(read_rows(results_file("bench")), read_rows(results_file("profiles"))))
+    return write_page("speed", page(*(read_rows(results_file(name)) for name in ("bench", "profiles", "card"))))
 
 
 if __name__ == "__main__":

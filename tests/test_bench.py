@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from bench import __main__ as program
-from bench import cf, common, inference, opt, stage1, stage2, table10
+from bench import cf, common, inference, opt, paper_size, stage1, stage2, table10
 from bench.worlds import World, allmrec, tallrec, task_of
+from conftest import byte_tokenizer
 
 from allmrec_lib import metrics, speed, work
 from allmrec_lib.config import SequentialConfig, Stage1Config, Stage2Config, TALLRecConfig
@@ -154,6 +157,35 @@ def test_profiles_say_what_bounds_a_step(world, home):
     assert speed.profiles(rows).count("\n| Stage 2 |") == 2
 
 
+def test_everything_is_asked_of_an_llm_of_true_size_in_one_run(world, home, monkeypatch):
+    monkeypatch.setitem(opt.SIZES, "opt-tiny", (32, 2, 2, 32))
+    monkeypatch.setitem(work.LLMS, "opt-tiny", work._opt("opt-tiny", 32, 2, 32))
+    monkeypatch.setattr(opt, "tokenizer", byte_tokenizer)
+    paper_size.paper_size(world, world, "opt-tiny", 2, 1, "cpu", count=4)
+    rows = {name: json.loads((home / "data" / "results" / f"{name}.json").read_text()) for name in ("bench", "profiles", "card")}
+    assert {row["what"] for row in rows["bench"]} == set(speed.AIMS) - {"raw files to sequences", "SASRec training", "evaluation", "Stage 1"}
+    assert all(row["llm"] == "opt-tiny" and row["command"].startswith("make bench-paper SIZE=opt-tiny") for row in rows["bench"])
+    assert {row["what"] for row in rows["profiles"]} == {"Stage 2", "TALLRec training", "inference: trie", "inference: score"}
+    card = rows["card"][0]
+    assert card["reached"]["train"] > 0 and card["reached"]["answer"] > 0 and card["run"]["rows"] == 4
+    assert [row["what"] for row in card["memory"]] == ["Stage 2", "TALLRec", "scoring, 32 prompts"]
+    assert all(row["counted_gb"] > 0 for row in card["memory"])
+    assert "opt-tiny" in speed.page(rows["bench"], rows["profiles"], rows["card"])
+
+
+def test_counting_what_a_pass_keeps_lets_go_of_the_llm():
+    """An activation that held the graph that holds it would keep the LLM in a card's memory."""
+
+    def counted() -> weakref.ref:
+        module, given = torch.nn.Linear(4, 4), torch.ones(2, 4, requires_grad=True)
+        assert table10.saved_bytes(lambda: module(given).tanh().sum(), module) > 0
+        return weakref.ref(module.weight)
+
+    weight = counted()
+    gc.collect()
+    assert weight() is None
+
+
 def test_a_spread_of_batches_takes_the_time_of_all():
     lengths = torch.randperm(320, generator=torch.Generator().manual_seed(0))
     batches = list(lengths.argsort().split(16))
@@ -190,5 +222,5 @@ def test_an_unknown_benchmark_is_named(capsys):
 
 
 def test_the_page_is_what_was_recorded():
-    text = speed.page(speed.read_rows(speed.results_file("bench")), speed.read_rows(speed.results_file("profiles")))
+    text = speed.page(*(speed.read_rows(speed.results_file(name)) for name in ("bench", "profiles", "card")))
     assert (ROOT / "book" / "appendix" / "speed.md").read_text() == text

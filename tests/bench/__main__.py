@@ -2,7 +2,7 @@
 
 python -m tests.bench                      # all of `make bench`, and both pages
 python -m tests.bench stage2 inference     # some of them
-python -m tests.bench paper --llm opt-350m --batch 2            # Table 10 at an OPT of that size (`make bench-paper`)
+python -m tests.bench paper --llm opt-350m --batch 2            # all that asks an LLM, at an OPT of that size (`make bench-paper`)
 python -m tests.bench paper --llm opt-6.7b --batch 4 --device cuda
 """
 
@@ -17,6 +17,7 @@ from allmrec_lib import cost_page, speed
 from . import calibrate, cf, inference, stage1, stage2, table10, where
 from .common import merge, real_dataset
 from .opt import SIZES
+from .paper_size import paper_size
 from .worlds import World
 
 ALL = ("sasrec", "evaluation", "stage1", "stage2", "inference", "table10", "profiles", "constants")
@@ -33,7 +34,7 @@ def run(name: str, world: World, films: World, quick: bool = False) -> None:
             "stage1": lambda: stage1.stage1(films, **sizes), "stage2": lambda: stage2.stage2(world, **sizes),
             "inference": lambda: inference.inference(world, **sizes), "table10": lambda: table10.table10(both, **sizes)}  # fmt: skip
     if name == "profiles":
-        merge(where.where(world, films, **sizes), speed.results_file("profiles"), ("what",))
+        merge(where.where(world, films, **sizes), speed.results_file("profiles"), ("what", "llm"))
     elif name == "constants":
         calibrate.write(world, films, **sizes)
     else:
@@ -56,8 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     begin = time.monotonic()
     for name in args.names or ALL:
         if name == "paper":
-            command = f"make bench-paper SIZE={args.llm} BATCH={args.batch} DEVICE={args.device}"
-            merge(table10.table10([world], args.llm, args.batch, args.rounds, args.device, command))
+            paper_size(world, films, args.llm, args.batch, args.rounds, args.device)
         else:
             run(name, world, films, args.quick)
         print(f"{name}: {time.monotonic() - begin:.0f} s so far", flush=True)

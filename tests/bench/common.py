@@ -37,8 +37,9 @@ def by_turns(
     sides: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", warm: bool = True
 ) -> dict[str, list[float]]:
     """The seconds of every side in every round. Sides take turns, and every second round goes backwards, so that what else
-    the machine does slows all alike; ``warm``: each is called once before, uncounted."""
-    for side in sides.values() if warm else ():
+    the machine does slows all alike; ``warm``: each is called before, uncounted, on a GPU a few times, until its memory is
+    cut to size."""
+    for side in list(sides.values()) * (warm * (3 if device.startswith("cuda") else 1)):
         side()
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
@@ -60,10 +61,24 @@ def compared(ours: list[float], theirs: list[float], count: float) -> dict[str, 
     }
 
 
+def attention_order() -> str:
+    """Which attention a card takes first."""
+    return "flash" if os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1" else "cuDNN"
+
+
 def row(what: str, numbers: dict[str, float], unit: str, command: str, llm: str | None = None, device: str = "cpu",
         **more: Any) -> dict[str, Any]:  # fmt: skip
     """A row of ``bench.json``; it is printed too."""
-    made = {"what": what, **numbers, "unit": unit, "device": device_name(device), "llm": llm, "command": command, **more}
+    made = {
+        "what": what,
+        **numbers,
+        "unit": unit,
+        "device": device_name(device),
+        "llm": llm,
+        "command": command,
+        **({"attention": attention_order()} if device.startswith("cuda") else {}),
+        **more,
+    }
     print(f"{what}{f' ({llm})' if llm else ''}: {made['ours']:.2f} against {made['theirs']:.2f} {unit}, "
           f"{made['ratio']:.2f} times [{made['ratio_low']:.2f}, {made['ratio_high']:.2f}]", flush=True)  # fmt: skip
     return made

@@ -1,4 +1,4 @@
-"""Answers by trie and by score against free generation.
+"""Answers among the candidates (constrained, the library's way; trie; score) against free generation.
 
 Free generation as in most public code: prompts padded on the left to the longest of an unsorted batch, then the
 LLM's own ``generate``, greedy, with a key-value cache, until the end-of-text token or ``longest`` tokens.
@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from allmrec_lib.config import Stage2Config
-from allmrec_lib.llm.backbone import load_backbone
 from allmrec_lib.ranker import LLMRecommender
 from allmrec_lib.sequences import Candidates, Rows
 
 from .common import by_turns, compared, row
+from .opt import llm_of, projection_for
 from .stage2 import spliced
 from .worlds import World, allmrec
 
 COMMAND = "python -m tests.bench inference"
-MODES = ("trie", "score")
+MODES = ("constrained", "trie", "score")
 
 
 @torch.inference_mode()
@@ -49,24 +49,29 @@ def agreement(free: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
     return float(valid.mean()), float(same[valid].mean()) if valid.any() else float("nan")
 
 
-def inference(
-    world: World, rows: int = 8, rounds: int = 2, batch: int = 8, longest: int = 512, llm: str = "pocket"
-) -> list[dict]:
-    """``longest``: the authors' limit. Beside it, in ``also``, generation that is told to stop at the closing quote."""
-    model = allmrec(world, load_backbone(llm), Stage2Config())
+def inference(world: World, rows: int = 8, rounds: int = 2, batch: int = 8, longest: int | None = 512, llm: str = "pocket",
+              device: str = "cpu", command: str = COMMAND) -> list[dict]:  # fmt: skip
+    """``longest``: the authors' limit. Beside it, in ``also``, generation that is told to stop at the closing quote.
+
+    None, for weights that say nothing and never end an answer: both stop behind as many tokens as the longest title of the
+    rows' targets has, and whether the answers agree is not asked.
+    """
+    model = allmrec(world, llm_of(llm, device), Stage2Config(projection=projection_for(llm)))
     some, drawn = (part.take(torch.arange(min(rows, len(world.test)))) for part in (world.test_rows, world.test))
-    x, written = world.x(some), []
+    x, written = world.x(some, device), []
+    tokens = longest or max(len(model.prompts.answer(item)) for item in some.targets.tolist())
     answers = {mode: model.predict(some, drawn, x, mode, batch) for mode in MODES}
     sides = {mode: lambda mode=mode: model.predict(some, drawn, x, mode, batch) for mode in MODES}
-    sides |= {"free": lambda: written.append(generated(model, some, drawn, x, batch, longest)),
-              "stopped": lambda: generated(model, some, drawn, x, batch, longest, model.prompts.end[0])}  # fmt: skip
-    taken, found = by_turns(sides, rounds, warm=False), []
+    sides["free"] = lambda: written.append(generated(model, some, drawn, x, batch, tokens))
+    if longest:
+        sides["stopped"] = lambda: generated(model, some, drawn, x, batch, tokens, model.prompts.end[0])
+    taken, found = by_turns(sides, rounds, device, warm=device.startswith("cuda")), []
     for mode in MODES:
-        valid, same = agreement(model.named(drawn.items, written[0]), answers[mode])
-        stopped = {
-            "theirs is": "generation told to stop at the closing quote",
-            **compared(taken[mode], taken["stopped"], len(some)),
-        }
-        found.append(row(f"inference: {mode}", compared(taken[mode], taken["free"], len(some)), "rows/s", COMMAND, llm=llm,
-                         dataset=world.name, longest=longest, valid=valid, same_where_valid=same, also=[stopped]))  # fmt: skip
+        more: dict = {"longest": tokens, "rows": len(some)}
+        if longest:
+            valid, same = agreement(model.named(drawn.items, written[0]), answers[mode])
+            more |= {"valid": valid, "same_where_valid": same, "also": [
+                {"theirs is": "generation told to stop at the closing quote", **compared(taken[mode], taken["stopped"], len(some))}]}  # fmt: skip
+        found.append(row(f"inference: {mode}", compared(taken[mode], taken["free"], len(some)), "rows/s", command, llm=llm,
+                         device=device, dataset=world.name, **more))  # fmt: skip
     return found

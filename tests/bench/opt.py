@@ -7,13 +7,23 @@ from pathlib import Path
 
 import torch
 
-from allmrec_lib.llm.backbone import Backbone
+from allmrec_lib.llm.backbone import Backbone, load_backbone
 from allmrec_lib.llm.prompts import TEMPLATES
 from allmrec_lib.paths import project_root
 
 # hidden, layers, heads, width of the word embeddings (Zhang et al. 2022, table 1; the published config.json files)
 SIZES = {"opt-125m": (768, 12, 12, 768), "opt-350m": (1024, 24, 16, 512), "opt-1.3b": (2048, 24, 32, 2048),
          "opt-2.7b": (2560, 32, 32, 2560), "opt-6.7b": (4096, 32, 32, 4096)}  # fmt: skip
+
+
+def llm_of(name: str, device: str = "cpu") -> Backbone:
+    """An OPT of :data:`SIZES` with random weights, or any LLM that the library loads."""
+    return opt(name, device) if name in SIZES else load_backbone(name, device)
+
+
+def projection_for(name: str) -> str:
+    """The projections of Stage 2 that such an LLM has room for."""
+    return "skip" if name == "pocket" else "mlp"
 
 
 def vocabulary() -> Path:

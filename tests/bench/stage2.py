@@ -13,11 +13,12 @@ import torch.nn.functional as F
 
 from allmrec_lib.allmrec import ALLMRec
 from allmrec_lib.config import Stage2Config
-from allmrec_lib.llm.backbone import Backbone, load_backbone
+from allmrec_lib.llm.backbone import Backbone
 from allmrec_lib.llm.soft_tokens import USER
 from allmrec_lib.ranker import AnswerTask, training_candidates
 
 from .common import by_turns, compared, row
+from .opt import llm_of, projection_for
 from .worlds import World, allmrec, task_of
 
 COMMAND = "python -m tests.bench stage2"
@@ -37,7 +38,7 @@ def spliced(model: ALLMRec, ids: list[int], x: torch.Tensor) -> torch.Tensor:
             pieces.append(model.heads["user"](x.to(model.backbone.device)[None]))
         elif token is not None:
             pieces.append(model.heads["item"](model.joint[-token - 1][None]))
-    return torch.cat(pieces)
+    return torch.cat(pieces).to(model.backbone.embedding.weight.dtype)
 
 
 def plain_loss(task: AnswerTask, rows: torch.Tensor) -> torch.Tensor:
@@ -89,8 +90,10 @@ def training_sides(world: World, backbone: Backbone, config: Stage2Config, batch
             "theirs": lambda: train_on(tasks[1], optimizers[1], theirs, plain_loss)}  # fmt: skip
 
 
-def stage2(world: World, batches: int = 5, rounds: int = 3, batch_size: int = 16, llm: str = "pocket") -> list[dict]:
-    sides = training_sides(world, load_backbone(llm), Stage2Config(batch_size=batch_size), batches)
-    taken = by_turns(sides, rounds, warm=False)
+def stage2(world: World, batches: int = 5, rounds: int = 3, batch_size: int = 16, llm: str = "pocket", device: str = "cpu",
+           command: str = COMMAND) -> list[dict]:  # fmt: skip
+    config = Stage2Config(batch_size=batch_size, projection=projection_for(llm))
+    sides = training_sides(world, llm_of(llm, device), config, batches)
+    taken = by_turns(sides, rounds, device, warm=device.startswith("cuda"))
     numbers = compared(taken["ours"], taken["theirs"], batches * batch_size)
-    return [row("Stage 2", numbers, "rows/s", COMMAND, llm=llm, dataset=world.name, batch_size=batch_size)]
+    return [row("Stage 2", numbers, "rows/s", command, llm=llm, device=device, dataset=world.name, batch_size=batch_size)]

@@ -16,17 +16,12 @@ import torch
 
 from allmrec_lib.allmrec import ALLMRec
 from allmrec_lib.config import Stage2Config, TALLRecConfig
-from allmrec_lib.llm.backbone import Backbone, load_backbone
 from allmrec_lib.ranker import AnswerTask, LLMRecommender
 from allmrec_lib.speed import AIMS, INFERENCE, TRAINING
 
 from .common import by_turns, compared, row, seconds
-from .opt import SIZES, opt
+from .opt import llm_of, projection_for
 from .worlds import World, allmrec, tallrec, task_of
-
-
-def llm_of(name: str, device: str) -> Backbone:
-    return opt(name, device) if name in SIZES else load_backbone(name, device)
 
 
 def merge_adapters(model: LLMRecommender, merged: bool) -> None:
@@ -65,7 +60,7 @@ def saved_bytes(loss: Callable[[], torch.Tensor], frozen: torch.nn.Module) -> in
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would hold the graph that holds it, and with it the LLM
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         value = loss()  # alive while it is counted, so that no storage is used twice
@@ -87,7 +82,7 @@ def sides(world: World, llm: str, batch: int, device: str) -> dict[str, AnswerTa
     """Both models, each with an LLM of its own, since adapters change it."""
     made = {}
     for name, build, config in (("ours", allmrec, Stage2Config()), ("theirs", tallrec, TALLRecConfig())):
-        config = replace(config, batch_size=batch, projection="skip" if llm == "pocket" else "mlp")
+        config = replace(config, batch_size=batch, projection=projection_for(llm))
         made[name] = task_of(world, build(world, llm_of(llm, device), config), config)
     return made
 

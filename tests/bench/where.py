@@ -12,6 +12,7 @@ from allmrec_lib import metrics
 from allmrec_lib.alignment import AlignmentTask
 from allmrec_lib.config import SequentialConfig, Stage1Config, Stage2Config, TALLRecConfig
 from allmrec_lib.llm.backbone import load_backbone
+from allmrec_lib.ranker import AnswerTask
 from allmrec_lib.recommenders.base import score_rows
 from allmrec_lib.recommenders.sasrec import SASRec
 from allmrec_lib.recommenders.sequential import SequentialTask
@@ -26,21 +27,24 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "mkldnn") 
 ATTENTION = ("attention",)
 
 
-def peaks(device: str = "cpu", sizes: tuple[int, ...] = (512, 1024, 2048)) -> dict[str, float]:
-    """GFLOP/s of a matrix product and GB/s of a large copy, the best of a few."""
-    squares = [torch.randn(size, size, device=device) for size in sizes]
-    flat = torch.randn(16_000_000, device=device)
+def peaks(device: str = "cpu") -> dict[str, float]:
+    """GFLOP/s of a matrix product (a GPU's in bf16) and GB/s of a large copy, the best of a few."""
+    gpu = device.startswith("cuda")
+    sizes, dtype = ((4096, 8192), torch.bfloat16) if gpu else ((512, 1024, 2048), torch.float32)
+    squares = [torch.randn(size, size, device=device, dtype=dtype) for size in sizes]
+    flat = torch.randn(1_000_000_000 if gpu else 16_000_000, device=device)
     out = torch.empty_like(flat)
     product = max(2 * len(a) ** 3 / seconds(lambda a=a: a @ a, device) for _ in range(5) for a in squares)
-    copy = min(seconds(lambda: out.copy_(flat), device) for _ in range(5))
+    copy = min(seconds(lambda: out.copy_(flat), device) for _ in range(5))  # a warm one among them
     return {"gflops": product / 1e9, "gb_s": 2 * flat.nbytes / copy / 1e9}
 
 
-def profiled(what: str, work: Callable[[], Any], rows: int, device: str = "cpu") -> dict[str, Any]:
-    """``work``, one batch: what a call takes, and which operations that time goes to (the profiler slows them alike)."""
+def profiled(what: str, work: Callable[[], Any], rows: int, device: str = "cpu", llm: str | None = None) -> dict[str, Any]:
+    """``work``, one batch: what a call takes, and which operations that time goes to (the profiler slows them alike). On a GPU
+    that time is the GPU's, and ``busy`` is its share of the batch's."""
     gpu = device.startswith("cuda")
     work()
-    took = seconds(work, device)
+    took = min(seconds(work, device) for _ in range(3 if gpu else 1))
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])], with_flops=True) as seen:
         work()
     own = (lambda e: e.self_device_time_total) if gpu else (lambda e: e.self_cpu_time_total)
@@ -51,15 +55,25 @@ def profiled(what: str, work: Callable[[], Any], rows: int, device: str = "cpu")
     flops = sum(e.flops for e in events)
     top = [{"op": e.key.removeprefix("aten::"), "share": own(e) / total, "calls": e.count}
            for e in sorted(events, key=own, reverse=True)[:6]]  # fmt: skip
+    spent = total / 1e6 if gpu else took  # a GPU waits where calls come too slowly
     made = {"what": what, "device": device_name(device), "rows": rows, "seconds": took, "calls": calls, "products": products,
-            "flops": flops, "gflop_s": flops / (counted * took) / 1e9 if counted else 0.0,
+            "flops": flops, "gflop_s": flops / (counted * spent) / 1e9 if counted else 0.0,
             "us_a_call": took / calls * 1e6, "top": top}  # fmt: skip
+    made |= ({"llm": llm} if llm else {}) | ({"busy": spent / took} if gpu else {})
     return made | {"bound": bound(made)}
 
 
 def bound(found: dict[str, Any]) -> str:
-    """Matrix products where they take half of the time or more; otherwise calls where one lasts less than 25 microseconds on
-    average, which is about what calling it costs; otherwise memory."""
+    """Calls where a GPU waits for them half of the time or more. Matrix products where they take half of the time or more;
+    otherwise calls where one lasts less than 25 microseconds on average, which is about what calling it costs; otherwise memory."""
+    if "busy" in found:
+        return (
+            "the number of calls"
+            if found["busy"] < 0.5
+            else "matrix products"
+            if found["products"] >= 0.5
+            else "memory traffic"
+        )
     if found["products"] >= 0.5:
         return "matrix products"
     return "the number of calls" if found["us_a_call"] < 25 else "memory traffic"
@@ -95,6 +109,16 @@ def hot_steps(world: World, films: World, batch: int = 8) -> list[tuple[str, Cal
         ("inference: trie", asked["trie"], batch),
         ("inference: score", asked["score"], batch),
     ]
+
+
+def llm_steps(world: World, tasks: dict[str, AnswerTask], batch: int, device: str) -> list[tuple[str, Callable[[], Any], int]]:
+    """As :func:`hot_steps`, those that ask an LLM: of A-LLMRec ("ours") and TALLRec ("theirs")."""
+    rows = torch.arange(batch)
+    some, drawn = world.test_rows.take(rows), world.test.take(rows)
+    ours, x = tasks["ours"].model, world.x(some, device)
+    return [("Stage 2", _training(tasks["ours"], rows), batch), ("TALLRec training", _training(tasks["theirs"], rows), batch),
+            *((f"inference: {mode}", lambda mode=mode: ours.predict(some, drawn, x, mode, batch), batch)
+              for mode in ("trie", "score"))]  # fmt: skip
 
 
 def where(world: World, films: World, batch: int = 8) -> list[dict]:
