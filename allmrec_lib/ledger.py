@@ -15,6 +15,7 @@ import pandas as pd
 
 from . import paper, results, speed
 from .paths import project_root, shipped
+from .work import LLMS
 
 DATASETS = {"movielens": "MovieLens-100K", "beauty": "Luxury Beauty"}
 TIMED = "bench"  # the record of claims on speed: what `make bench` measured
@@ -27,13 +28,13 @@ the same users and candidates, its 95% interval, and the p-value of a paired sig
 lies above zero, *fails* when it lies below, and is *undecided* otherwise; of comparisons without any difference one in twenty
 would look decided, since nothing is corrected for their number. Models that ask an LLM were trained from one seed, and how far
 another seed moves them is [measured apart](appendix/seeds): a small difference is a verdict on that training, not on the
-method. Of two claims on speed the number is the ratio and its range over the rounds of the benchmark, held against one. The
-LLM is the small one of this book ([its card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold
-there, and the reverse. Some chapters were executed with an earlier version of that LLM or of the library; the
-[introduction](intro) says which.
+method. Of two claims on speed the number is the ratio and its range over the rounds of the benchmark, held against one, with
+the largest LLM that was timed ([speed](appendix/speed)). In all others the LLM is the small one of this book ([its
+card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold there, and the reverse. Some chapters were
+executed with an earlier version of that LLM or of the library; the [introduction](intro) says which.
 
 This page is written by `python -m allmrec_lib.ledger` from what the chapters recorded at the `laptop` profile, and from what
-`make bench` timed.
+`make bench` and `make bench-paper` timed.
 """
 
 
@@ -59,13 +60,14 @@ def entries(profile: str = "laptop") -> pd.DataFrame:
 
 
 def _timed(what: str, dataset: str) -> dict[str, Any]:
-    """The verdict on a comparison of `make bench` with the small LLM: a ratio over one holds."""
-    rows = [row for row in speed.read_rows(speed.results_file("bench")) if row["what"] == what and row.get("llm") == "pocket"]
-    here = [each for row in rows for each in (row, *row.get("also", ())) if each.get("dataset") == dataset]
+    """The verdict on a comparison of LLMs' speed, with the largest LLM that was timed on the dataset: a ratio over one holds."""
+    rows = [row for row in speed.read_rows(speed.results_file("bench")) if row["what"] == what]
+    here = [(row["llm"], each) for row in rows for each in (row, *row.get("also", ())) if each.get("dataset") == dataset]
     if not here:
         return {"verdict": "not run", "why": f"timed on {DATASETS[rows[0]['dataset']]}" if rows else None}
-    ratio, low, high = (here[0][key] for key in ("ratio", "ratio_low", "ratio_high"))
-    return {"verdict": results.verdict(low - 1, high - 1), "value": ratio, "low": low, "high": high}
+    llm, found = max(here, key=lambda each: LLMS[each[0]].parameters)
+    ratio, low, high = (found[key] for key in ("ratio", "ratio_low", "ratio_high"))
+    return {"verdict": results.verdict(low - 1, high - 1), "value": ratio, "low": low, "high": high, "llm": llm}
 
 
 def page(frame: pd.DataFrame) -> str:
@@ -85,7 +87,7 @@ def _cell(row: pd.Series) -> str:
     if row["verdict"] in ("not run", "cannot run here"):
         return row["verdict"] if pd.isna(row["why"]) else f"{row['verdict']}: {row['why']}"
     if pd.isna(row["p"]):
-        return f"**{row['verdict']}**: {row['value']:.2f} times [{row['low']:.2f}, {row['high']:.2f}]"
+        return f"**{row['verdict']}**: {row['value']:.2f} times [{row['low']:.2f}, {row['high']:.2f}], {row['llm']}"
     number = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], p = {row['p']:.4f}, {row['n_users']:.0f} users"
     return f"**{row['verdict']}**: {number}"
 

@@ -62,8 +62,12 @@ def test_a_claim_on_speed_is_found_for_each_dataset_it_was_timed_on(monkeypatch)
     of_films = {"dataset": "movielens", "ratio": 0.8, "ratio_low": 0.7, "ratio_high": 0.9}
     row = {"what": "x", "llm": "pocket", "dataset": "beauty", "ratio": 1.2, "ratio_low": 1.1, "ratio_high": 1.3}
     monkeypatch.setattr(ledger.speed, "read_rows", lambda path: [row | {"also": [{"theirs is": "another", "ratio": 5.0}, of_films]}])
-    assert ledger._timed("x", "beauty") == {"verdict": "holds", "value": 1.2, "low": 1.1, "high": 1.3}
-    assert ledger._timed("x", "movielens") == {"verdict": "fails", "value": 0.8, "low": 0.7, "high": 0.9}
+    asked = {"llm": "pocket"}
+    assert ledger._timed("x", "beauty") == {"verdict": "holds", "value": 1.2, "low": 1.1, "high": 1.3} | asked
+    assert ledger._timed("x", "movielens") == {"verdict": "fails", "value": 0.8, "low": 0.7, "high": 0.9} | asked
+    large = row | {"llm": "opt-6.7b", "ratio": 1.0, "ratio_low": 0.9}
+    monkeypatch.setattr(ledger.speed, "read_rows", lambda path: [row, large, row | {"llm": "opt-125m", "ratio": 2.0}])
+    assert ledger._timed("x", "beauty") == {"verdict": "undecided", "value": 1.0, "low": 0.9, "high": 1.3, "llm": "opt-6.7b"}
     monkeypatch.setattr(ledger.speed, "read_rows", lambda path: [row])
     assert ledger._timed("x", "movielens") == {"verdict": "not run", "why": "timed on Luxury Beauty"}
     assert ledger._timed("y", "movielens") == {"verdict": "not run", "why": None}
