@@ -26,8 +26,6 @@ from .paths import shipped
 from .speed import number, read_rows, results_file, table
 from .work import LLMS, Shape, answer_flops, encoder_flops, encoder_shape, step_flops
 
-GPU_SHARE = 147 / 312  # of the peak: OPT-175B's training reached 147 TFLOP/s on A100s that have 312 (Zhang et al. 2022)
-CALL_S = 10e-6  # a PyTorch call, on the host of a GPU that was not measured; an assumption
 TEST_BATCH = 32  # rows that are asked at once for the test users
 CONTEXT_GB = 0.6  # what CUDA and its libraries take before any tensor
 
@@ -86,23 +84,26 @@ def device_named(name: str) -> Device:
     if name == "cpu":
         measured, memory = constants(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         return Device(measured["device"], memory, measured["gflops"] / 1e3, measured["gb_s"], measured["shares"], 0.0, 4)
-    rows = pd.read_csv(shipped("data/gpus.csv")).itertuples()
-    return _nearest("GPU", name, {r.name: _gpu(r) for r in rows})
+    sold = pd.read_csv(shipped("data/gpus.csv")).set_index("name", drop=False)
+    return _gpu(_nearest("GPU", name, {row.name: row for row in sold.itertuples(index=False)}), sold["bf16_tflops"])
 
 
-def measured_card(name: str) -> dict[str, Any] | None:
-    """The row of ``card.json`` that was measured on a GPU of ``data/gpus.csv``, with the largest LLM; None where none was."""
-    found = [row for row in read_rows(results_file("card")) if name in row["device"].split()]
+def measured_card(name: str = "") -> dict[str, Any] | None:
+    """The row of ``card.json`` that was measured on a GPU of ``data/gpus.csv`` (no name: on any), with the largest LLM; None
+    where none was."""
+    found = [row for row in read_rows(results_file("card")) if not name or name in row["device"].split()]
     return max(found, key=lambda row: LLMS[row["llm"]].parameters, default=None)
 
 
-def _gpu(sold: Any) -> Device:
-    """A row of ``data/gpus.csv``: with the shares of its peak that were measured on it, where they were."""
-    shares, call = dict.fromkeys(("train", "answer", "encoder"), GPU_SHARE), CALL_S
-    if card := measured_card(sold.name):
-        shares |= {kind: reached / 1e3 / sold.bf16_tflops for kind, reached in card["reached"].items()}
-        call = card["sasrec_step_s"] / constants()["calls"]["SASRec training"]
-    return Device(sold.name, sold.memory_gb, sold.bf16_tflops, sold.gb_s, shares, call, 2)
+def _gpu(sold: Any, tflops: pd.Series) -> Device:
+    """A row of ``data/gpus.csv``, all of whose TFLOP/s are ``tflops``. What it reaches of its peak, and what a call takes, is
+    what was measured on it, or else on another one; of the sentence encoder that was not measured: as of the LLM."""
+    if (card := measured_card(sold.name) or measured_card()) is None:
+        raise CostError("card.json is not there: run `make bench-paper DEVICE=cuda` on a GPU, which measures what it reaches")
+    peak = 1e3 * next(value for name, value in tflops.items() if name in card["device"].split())
+    shares = {kind: reached / peak for kind, reached in card["reached"].items()}
+    call = card["sasrec_step_s"] / constants()["calls"]["SASRec training"]
+    return Device(sold.name, sold.memory_gb, sold.bf16_tflops, sold.gb_s, shares | {"encoder": shares["train"]}, call, 2)
 
 
 def size_named(name: str, measured: dict[str, Any]) -> Size:

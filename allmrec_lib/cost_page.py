@@ -29,9 +29,9 @@ The work is counted from the models' shapes. Constants come from `make bench`: t
 pass, calls a step, and, for a CPU, the share of its peak that a step reaches. Hours are upper ends: all epochs of the profile,
 while training stops earlier as a rule.
 
-Hours on a GPU rest on what `data/gpus.csv` says each is sold as. How much of that is reached, and what a call takes, was
-measured on {measured}; for the others {share:.0%} (OPT's own training, Zhang et al. 2022) and {call:.0f} µs a call are
-assumed. The last table but one compares with what the paper measured on its GPU.
+Hours on a GPU rest on what `data/gpus.csv` says each is sold as. How much of that is reached ({train:.0%} in training,
+{answer:.0%} in answers) and what a call takes ({call:.1f} µs) was measured on {measured}, and is taken to be the same on the others. The last table
+but one compares with what the paper measured on its GPU.
 """
 LATE = """The run was made with cuDNN's attention first, which plans anew for most batches ([how long that takes](speed)). The
 library has put flash attention first since; the run was not repeated.
@@ -122,8 +122,8 @@ def page() -> str:
     stands_in = cost.counted(measured["tokens"]["gpt2"], "")[1]
     here = cost.checks(measured, read_rows(results_file("bench")))
     cards = [name for name in gpus["name"] if cost.measured_card(name)]
-    on = ", ".join(f"the {name}" for name in cards) or "none"
-    return f"""{HEAD.format(share=cost.GPU_SHARE, call=cost.CALL_S * 1e6, measured=on)}
+    first, on = cost.device_named(cards[0]), ", ".join(f"the {name}" for name in cards)
+    return f"""{HEAD.format(train=first.shares["train"], answer=first.shares["answer"], call=first.call_s * 1e6, measured=on)}
 ## The `paper` profile with {LLM}
 
 Hours of A-LLMRec from SASRec to its answers to all test users, validation included; other models come on top.

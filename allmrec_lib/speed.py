@@ -102,6 +102,21 @@ def ratios(rows: list[dict[str, Any]]) -> str:
     return table(["what", "dataset", "ours", "straightforward", "unit", "times as fast", "aimed at"], lines)
 
 
+def in_short(rows: list[dict[str, Any]]) -> str:
+    """How many times as fast, a line a comparison and a column a machine (the largest LLM that was timed there)."""
+    machines = list(dict.fromkeys(row["device"].partition(",")[0] for row in rows))
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: LLMS[r["llm"]].parameters if r.get("llm") else 0):
+        best[row["what"], row["device"].partition(",")[0]] = row
+    lines = []
+    for what, aim in AIMS.items():
+        found = [best.get((what, machine)) for machine in machines]
+        if any(found):
+            lines.append([what, *("" if row is None else number(row["ratio"]) for row in found), "-" if aim is None else number(aim)])
+    llms = {m: next((r["llm"] for (_, machine), r in best.items() if machine == m and r.get("llm")), "") for m in machines}
+    return table(["times as fast", *(f"{m} ({llms[m]})" if llms[m] else m for m in machines), "aimed at"], lines)
+
+
 def commands(rows: list[dict[str, Any]]) -> str:
     """Where and by which command each was measured."""
     made: dict[tuple[str, str], list[str]] = {}
@@ -200,7 +215,7 @@ def profiles(rows: list[dict[str, Any]]) -> str:
 
 def page(rows: list[dict[str, Any]], seen: list[dict[str, Any]], card: list[dict[str, Any]]) -> str:
     """The page as Markdown."""
-    parts = [HEAD, "## Ratios\n"]
+    parts = [HEAD, "## In short\n", in_short(rows), "## Each machine\n"] if rows else [HEAD]
     for device in dict.fromkeys(row["device"].partition(",")[0] for row in rows):
         own = [row for row in rows if row["device"].startswith(device)]
         parts += [f"### {device}\n", ratios(own), raw_files(own) + answers(own), commands(own)]

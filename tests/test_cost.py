@@ -66,15 +66,18 @@ def test_stage_2_by_hand(device, monkeypatch):
 
 
 def test_a_measured_card_is_predicted_by_what_it_reached(monkeypatch):
-    """Shares of what the card is sold as, and calls as long as a SASRec step's; other cards stay as they are."""
-    before = cost.device_named("A6000")
+    """Shares of what the card is sold as, and calls as long as a SASRec step's; another card is taken to reach the same share."""
     row = {"device": "NVIDIA H100 80GB HBM3", "llm": "opt-6.7b", "reached": {"train": 494_700.0, "answer": 247_350.0}, "sasrec_step_s": 0.01}
     monkeypatch.setattr(cost, "read_rows", lambda path: [row, row | {"llm": "opt-1.3b", "sasrec_step_s": 1.0}])
     monkeypatch.setattr(cost, "constants", lambda: {"calls": {"SASRec training": 2000}})
     card = cost.device_named("H100")
-    assert card.shares == pytest.approx({"train": 0.5, "answer": 0.25, "encoder": cost.GPU_SHARE}, rel=1e-3)
+    assert card.shares == pytest.approx({"train": 0.5, "answer": 0.25, "encoder": 0.5}, rel=1e-3)
     assert card.call_s == pytest.approx(5e-6)
-    assert cost.device_named("A6000") == before and cost.measured_card("A100 80GB") is None
+    other = cost.device_named("A6000")
+    assert cost.measured_card("A100 80GB") is None and other.shares == card.shares and other.tflops == 154.8
+    monkeypatch.setattr(cost, "read_rows", lambda path: [])
+    with pytest.raises(cost.CostError, match="make bench-paper"):
+        cost.device_named("H100")
 
 
 def test_more_users_cost_more_and_a_faster_gpu_less():
