@@ -30,8 +30,8 @@ pass, calls a step, and, for a CPU, the share of its peak that a step reaches. H
 while training stops earlier as a rule.
 
 Hours on a GPU rest on what `data/gpus.csv` says each is sold as. How much of that is reached ({train:.0%} in training,
-{answer:.0%} in answers) and what a call takes ({call:.1f} µs) was measured on {measured}, and is taken to be the same on the others. The last table
-but one compares with what the paper measured on its GPU.
+{answer:.0%} in answers) and what a call takes ({call:.1f} µs) was measured on {measured}, and is taken to be the same on the
+others. The last table but one compares with what the paper measured on its GPU.
 """
 LATE = """The run was made with cuDNN's attention first, which plans anew for most batches ([how long that takes](speed)). The
 library has put flash attention first since; the run was not repeated.

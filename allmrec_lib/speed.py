@@ -112,7 +112,8 @@ def in_short(rows: list[dict[str, Any]]) -> str:
     for what, aim in AIMS.items():
         found = [best.get((what, machine)) for machine in machines]
         if any(found):
-            lines.append([what, *("" if row is None else number(row["ratio"]) for row in found), "-" if aim is None else number(aim)])
+            times = ["" if row is None else number(row["ratio"]) for row in found]
+            lines.append([what, *times, "-" if aim is None else number(aim)])
     llms = {m: next((r["llm"] for (_, machine), r in best.items() if machine == m and r.get("llm")), "") for m in machines}
     return table(["times as fast", *(f"{m} ({llms[m]})" if llms[m] else m for m in machines), "aimed at"], lines)
 
