@@ -72,7 +72,7 @@ def _by_part(weights: Tensor, kind: Tensor, met: int, others: int) -> Tensor:
 def nearest_words(backbone: Backbone, vectors: Tensor, count: int = 5) -> list[list[tuple[str, float]]]:
     """The words of the LLM's vocabulary that are nearest to each vector (N, d_token), with their cosines."""
     table = F.normalize(backbone.embedding.weight.detach().float(), dim=1)
-    near = (F.normalize(vectors.float(), dim=1) @ table.T).topk(count)
+    near = (F.normalize(vectors.to(table), dim=1) @ table.T).topk(count)
     return [[(backbone.tokenizer.decode([token]), round(cosine, 3)) for token, cosine in zip(*row, strict=True)]
             for row in zip(near.indices.tolist(), near.values.tolist(), strict=True)]  # fmt: skip
 
