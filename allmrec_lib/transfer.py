@@ -68,13 +68,13 @@ class Transfer:
             numbers = torch.arange(self.target.sequences.n_items) % (len(known) - 1) + 1
             return Foreign(learned, torch.cat([known[:1], known[numbers]]))
         model = kind.build(self.target.sequences, self.target.data, getattr(self.source.profile, kind.section))
-        weights = learned.state_dict()
+        weights = {part: value.cpu() for part, value in learned.state_dict().items()}
         if name == "RECFORMER":
             words = "model.embeddings.word_embeddings.weight"
-            weights[words] = _carried_over(weights[words], learned.used, model.state_dict()[words], model.used)
+            weights[words] = _carried_over(weights[words], learned.used.cpu(), model.state_dict()[words], model.used)
             del weights["table"]  # of the source's items
         model.load_state_dict(weights, strict=name != "RECFORMER")
-        model.eval().requires_grad_(False)
+        model.to(self.target.device).eval().requires_grad_(False)
         if name == "RECFORMER":
             model.refresh()
         return model
