@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from bench import __main__ as program
-from bench import cf, common, inference, opt, paper_size, stage1, stage2, table10
+from bench import cf, common, inference, opt, paper_size, stage1, stage2, table10, where
 from bench.worlds import World, allmrec, tallrec, task_of
-from conftest import byte_tokenizer
 
 from allmrec_lib import metrics, speed, work
 from allmrec_lib.config import SequentialConfig, Stage1Config, Stage2Config, TALLRecConfig
@@ -149,7 +148,8 @@ def test_every_comparison_runs_at_a_tiny_size(name, world, home):
     assert rows[0]["what"] in speed.ratios(rows)
 
 
-def test_profiles_say_what_bounds_a_step(world, home):
+def test_profiles_say_what_bounds_a_step(world, home, monkeypatch):
+    monkeypatch.setattr(where, "peaks", lambda: {"gflops": 100.0, "gb_s": 10.0})  # asked for eight times
     program.run("profiles", world, world, quick=True)
     rows = json.loads((home / "data" / "results" / "profiles.json").read_text())
     assert {row["what"] for row in rows} >= {"SASRec training", "evaluation", "Stage 1", "Stage 2", "inference: trie"}
@@ -160,7 +160,8 @@ def test_profiles_say_what_bounds_a_step(world, home):
 def test_everything_is_asked_of_an_llm_of_true_size_in_one_run(world, home, monkeypatch):
     monkeypatch.setitem(opt.SIZES, "opt-tiny", (32, 2, 2, 32))
     monkeypatch.setitem(work.LLMS, "opt-tiny", work._opt("opt-tiny", 32, 2, 32))
-    monkeypatch.setattr(opt, "tokenizer", byte_tokenizer)
+    monkeypatch.setattr(opt, "tokenizer", lambda: load_backbone().tokenizer)
+    monkeypatch.setattr(paper_size, "READ_AT_ONCE", 4)
     paper_size.paper_size(world, world, "opt-tiny", 2, 1, "cpu", count=4)
     rows = {name: json.loads((home / "data" / "results" / f"{name}.json").read_text()) for name in ("bench", "profiles", "card")}
     assert {row["what"] for row in rows["bench"]} == set(speed.AIMS) - {"raw files to sequences", "SASRec training", "evaluation", "Stage 1"}
@@ -168,7 +169,7 @@ def test_everything_is_asked_of_an_llm_of_true_size_in_one_run(world, home, monk
     assert {row["what"] for row in rows["profiles"]} == {"Stage 2", "TALLRec training", "inference: trie", "inference: score"}
     card = rows["card"][0]
     assert card["reached"]["train"] > 0 and card["reached"]["answer"] > 0 and card["run"]["rows"] == 4
-    assert [row["what"] for row in card["memory"]] == ["Stage 2", "TALLRec", "scoring, 32 prompts"]
+    assert [row["what"] for row in card["memory"]] == ["Stage 2", "TALLRec", "scoring, 4 prompts"]
     assert all(row["counted_gb"] > 0 for row in card["memory"])
     assert "opt-tiny" in speed.page(rows["bench"], rows["profiles"], rows["card"])
 
