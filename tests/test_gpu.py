@@ -53,7 +53,7 @@ def test_an_llm_learns_and_answers_on_the_card_as_on_the_cpu(home, name):
         else:
             apart = np.abs(scores["cuda"] - scores["cpu"])
             assert apart.mean() < 0.01 and apart.max() < 0.2
-            assert (scores["cuda"].argmax(axis=1) == scores["cpu"].argmax(axis=1)).mean() > 0.95
+            assert (scores["cuda"].argmax(axis=1) == scores["cpu"].argmax(axis=1)).mean() >= 0.9
 
 
 def test_a_training_step_on_the_card_is_that_on_the_cpu():
