@@ -91,7 +91,7 @@ def device_named(name: str) -> Device:
 def measured_card(name: str = "") -> dict[str, Any] | None:
     """The row of ``card.json`` that was measured on a GPU of ``data/gpus.csv`` (no name: on any), with the largest LLM; None
     where none was."""
-    found = [row for row in read_rows(results_file("card")) if not name or name in row["device"].split()]
+    found = [row for row in read_rows(shipped("data/results/card.json")) if not name or name in row["device"].split()]
     return max(found, key=lambda row: LLMS[row["llm"]].parameters, default=None)
 
 

@@ -122,7 +122,7 @@ def page() -> str:
     stands_in = cost.counted(measured["tokens"]["gpt2"], "")[1]
     here = cost.checks(measured, read_rows(results_file("bench")))
     cards = [name for name in gpus["name"] if cost.measured_card(name)]
-    first, on = cost.device_named(cards[0]), ", ".join(f"the {name}" for name in cards)
+    first, on = cost.device_named(next(iter(cards), gpus["name"].iloc[0])), ", ".join(f"the {name}" for name in cards)
     return f"""{HEAD.format(train=first.shares["train"], answer=first.shares["answer"], call=first.call_s * 1e6, measured=on)}
 ## The `paper` profile with {LLM}
 
