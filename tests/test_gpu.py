@@ -101,7 +101,13 @@ def test_an_interrupted_training_goes_on_on_the_card(home, tmp_path):
     fit(whole, epochs=2, patience=9)
     cut, count = task(), iter(range(5))
     loss = cut.loss
-    cut.loss = lambda rows: loss(rows) if next(count, None) is not None else (_ for _ in ()).throw(KeyboardInterrupt)
+
+    def interrupted(rows: torch.Tensor) -> torch.Tensor:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return loss(rows)
+
+    cut.loss = interrupted
     with pytest.raises(KeyboardInterrupt):
         fit(cut, epochs=2, patience=9, folder=tmp_path, checkpoint_s=0.0)
     rest = task()
