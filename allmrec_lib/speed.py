@@ -84,7 +84,7 @@ def _aim(row: dict[str, Any]) -> str:
 
 def _about(row: dict[str, Any], main: dict[str, Any]) -> str:
     """What a comparison in ``also`` differs in."""
-    words = {"theirs is": "against", "dataset": "on", "train_layers": "layers that learn:"}
+    words = {"ours is": "ours", "theirs is": "against", "dataset": "on", "train_layers": "layers that learn:"}
     return ", ".join(f"{word} {row[key]}" for key, word in words.items() if key in row and row[key] != main.get(key))
 
 

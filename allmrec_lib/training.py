@@ -68,12 +68,16 @@ def read_history(folder: Path) -> History:
     return History(**json.loads((folder / "history.json").read_text()))
 
 
+def native_bf16(device: str) -> bool:
+    """Whether "cpu" or "cuda" computes bf16 itself, and faster than full precision."""
+    return device == "cuda" or (device == "cpu" and torch.cpu._is_avx512_bf16_supported())
+
+
 def autocast(device: str, precision: str):
     """Mixed precision: "bf16", "fp32", or "auto" (bf16 where the device computes it natively, else fp32)."""
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"unknown precision {precision!r}; one of auto, bf16, fp32")
-    native = device == "cuda" or (device == "cpu" and torch.cpu._is_avx512_bf16_supported())
-    use = precision == "bf16" or (precision == "auto" and native)
+    use = precision == "bf16" or (precision == "auto" and native_bf16(device))
     return torch.autocast(device, torch.bfloat16, enabled=use)
 
 

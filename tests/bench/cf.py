@@ -113,7 +113,7 @@ def rank_by_loop(model: SASRec, rows: Rows, sequences: Sequences, negatives: int
                     item = random.randint(1, sequences.n_items + 1)
                 items.append(item)
             shown = torch.tensor(items) if candidates is None else candidates[number]
-            scores = model.score(history[None], shown[None])[0]
+            scores = model.embed(shown) @ model.hidden(history[None])[0, -1]  # all columns, as the public copies
             found.append(int((-scores).argsort().argsort()[0]))
     return found
 
