@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -40,10 +39,9 @@ TEXT_NAMES = {
     "asin": ("asin", "title", "description", "category"),
     "parent_asin": ("parent_asin", "title", "description", "categories"),
 }
+# How polars shows a list, an object or half a character where a text should be.
+STRUCTURE = r'^(\[["\[{\d\]]|\{["}])|\x00'
 LONGEST_ID, HIGHEST_RATING, LATEST = 64, 5.0, 1e13
-Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
-Rating = Annotated[float, msgspec.Meta(ge=0, le=HIGHEST_RATING)]
-Time = Annotated[int, msgspec.Meta(ge=0, le=int(LATEST))]
 
 
 def _names(first: dict, known: dict[str, tuple[str, ...]], path: Path, what: str) -> tuple[str, ...]:
@@ -89,6 +87,12 @@ def _number(record: dict, name: str, highest: float) -> float:
     return number
 
 
+def _doubtful(name: str) -> pl.Expr:
+    """Ids that are missing, absurdly long, or lists and objects (which polars reads as their JSON text)."""
+    column = pl.col(name)
+    return column.is_null() | ~column.str.len_bytes().is_between(1, LONGEST_ID) | column.str.contains(STRUCTURE)
+
+
 def review_fields(names: tuple[str, ...]) -> Fields:
     user, item, rating, time = names
 
@@ -96,9 +100,9 @@ def review_fields(names: tuple[str, ...]) -> Fields:
         ids = _scalar(record, user, LONGEST_ID), _scalar(record, item, LONGEST_ID)
         return *ids, _number(record, rating, HIGHEST_RATING), int(_number(record, time, LATEST))
 
-    types = [(user, Id), (item, Id), (rating, Rating), (time, Time)]
-    schema = {user: pl.String, item: pl.String, rating: pl.Float64, time: pl.Int64}
-    return Fields(schema, msgspec.defstruct("Review", types, gc=False), row)
+    outside = [~pl.col(name).is_between(0, high).fill_null(False) for name, high in ((rating, HIGHEST_RATING), (time, LATEST))]
+    odd = _doubtful(user) | _doubtful(item) | outside[0] | outside[1]
+    return Fields({user: pl.String, item: pl.String, rating: pl.Float64, time: pl.Int64}, odd, row)
 
 
 def text_fields(names: tuple[str, ...]) -> Fields:
@@ -114,14 +118,14 @@ def text_fields(names: tuple[str, ...]) -> Fields:
             genres = genres[0]
         return _scalar(record, item, LONGEST_ID), shown, _texts(record.get(description)), _texts(genres)
 
-    types = [(item, Id), (category, list[str]), (title, str | None, None), (description, list[str], [])]
     schema = {item: pl.String, title: pl.String, description: pl.List(pl.String), category: pl.List(pl.String)}
-    return Fields(schema, msgspec.defstruct("Texts", types), row)
+    odd = pl.col(category).is_null() | pl.col(title).str.contains(STRUCTURE).fill_null(False)
+    return Fields(schema, odd | _doubtful(item), row)
 
 
 def _texts(value: Any) -> list[str]:
     parts = value if isinstance(value, list) else [value]
-    return [_storable(str(part)) for part in parts if part is not None]
+    return [_storable(str(part)) for part in parts if part not in (None, "")]
 
 
 def read_reviews(path: Path, report: DataReport, strict: bool = False) -> tuple[pd.DataFrame, pl.Series]:
