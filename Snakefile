@@ -1,11 +1,13 @@
 # The grid: chapters x datasets x seeds x LLMs, each chapter an executed notebook by the runner. `make grid` starts it.
 # What is finished is not redone, a failed chapter leaves its notebook with the error and the others go on (--keep-going);
-# on a cluster: `snakemake --executor slurm --jobs 20`. After a kill the same command goes on (--nolock: what must not be made
+# A rule's output is a stamp, and the copy is the runner's business: Snakemake deletes an output before it makes it anew, and the
+# runner leaves a good copy where it is until there is another, and says of one that is up to date that it is.
+# On a cluster: `snakemake --executor slurm --jobs 20`. After a kill the same command goes on (--nolock: what must not be made
 # twice at once, the artifacts, has locks of its own).
 from pathlib import Path
 
-from allmrec_lib.paths import full_name
-from allmrec_lib.runner import chapters, copies_of, find_chapter
+from allmrec_lib.paths import full_name, project_root
+from allmrec_lib.runner import chapters, copies_of, find_chapter, library_digest
 
 
 def listed(name, default):
@@ -14,13 +16,19 @@ def listed(name, default):
 
 PROFILE, DEVICE = config.get("profile", "laptop"), config.get("device", "cpu")
 CHAPTERS = [find_chapter(c) for c in listed("chapters", " ".join(chapters()))]
+STAMPS = str(project_root() / "data" / "artifacts" / "grid")
 RUNS = {}
 for dataset in listed("datasets", "movielens"):
     for seed in map(int, listed("seeds", "0")):
         for llm in map(full_name, listed("llms", "pocket")):
-            folder = str(copies_of(dataset, PROFILE, seed, llm))
+            folder = str(copies_of(dataset, PROFILE, seed, llm).relative_to(project_root()))
             if RUNS.setdefault(folder, (dataset, seed, llm)) != (dataset, seed, llm):
                 raise SystemExit(f"{llm} and {RUNS[folder][2]} would both write to {folder}; rename one of the two folders")
+
+
+def stamp(folder, chapter):
+    """The file that says when a chapter was last found finished."""
+    return f"{STAMPS}/{folder}/{chapter}.done"
 
 
 def before(wildcards):
@@ -29,24 +37,31 @@ def before(wildcards):
     names = [c.stem for c in CHAPTERS]
     place = names.index(wildcards.chapter)
     trains = [name for name in names[:place] if name[:2] <= "06"]
-    return [CHAPTERS[place], *(f"{wildcards.folder}/{name}.ipynb" for name in trains[-1:])]
+    return [CHAPTERS[place], *(stamp(wildcards.folder, name) for name in trains[-1:])]
+
+
+for folder in RUNS:  # a copy that somebody deleted is made again
+    for chapter in CHAPTERS:
+        if not (project_root() / folder / f"{chapter.stem}.ipynb").exists():
+            Path(stamp(folder, chapter.stem)).unlink(missing_ok=True)
 
 
 rule all:
     input:
-        [f"{folder}/{c.stem}.ipynb" for folder in RUNS for c in CHAPTERS],
+        [stamp(folder, c.stem) for folder in RUNS for c in CHAPTERS],
 
 
 rule chapter:
     input:
         before,
     output:
-        "{folder}/{chapter}.ipynb",
+        touch(STAMPS + "/{folder}/{chapter}.done"),
     wildcard_constraints:
         folder="|".join(RUNS),
         chapter=r"\d\d_\w+",
     params:
         run=lambda wildcards: RUNS[wildcards.folder],
+        library=library_digest(),
     shell:
         "python -m allmrec_lib.runner chapter {wildcards.chapter} --profile {PROFILE} --device {DEVICE}"
         " --dataset {params.run[0]} --seed {params.run[1]} --llm {params.run[2]}"

@@ -49,9 +49,10 @@ class Alignment(nn.Module):
 
     def load_text_side(self, path: Path) -> None:
         """Raises ValueError when the file is of another encoder or other sizes."""
-        found = load_file(path)
-        if set(found) != set(self.text_side):
-            raise ValueError(f"{path} holds another text side: {sorted(set(found) ^ set(self.text_side))[:3]} differ")
+        found, own = load_file(path), self.state_dict()
+        differ = set(found) ^ set(self.text_side) or {n for n, value in found.items() if value.shape != own[n].shape}
+        if differ:
+            raise ValueError(f"{path} holds another text side: {sorted(differ)[:3]} differ")
         self.load_state_dict(found, strict=False)
 
     @torch.no_grad()
@@ -87,7 +88,7 @@ class JointEmbeddings:
         if joint == "both":
             return torch.cat([torch.where(known, self.e, self.e[known[:, 0]].mean(dim=0)), self.q], dim=1)
         if joint not in ("e", "q"):
-            raise ValueError(f"unknown stage2.joint {joint!r}; one of e, q, auto, both")
+            raise ValueError(f"unknown stage2.joint {joint!r}; one of e, q, auto, both, cf, none, random")
         return getattr(self, joint)
 
     def save(self, path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import types
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,9 +19,10 @@ import yaml
 
 from . import processes
 
+_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 PROFILES = ("smoke", "laptop", "paper")
 INTERRUPTED = "interrupted; the same command goes on from here"  # what a command says of Ctrl-C
-AT_LEAST_ONE = {"history", "negatives", "batch_size", "dim", "max_len", "seeds"}
+AT_LEAST_ONE = {"history", "negatives", "batch_size", "dim", "max_len", "seeds", "epochs", "patience", "eval_every"}
 
 
 class ConfigError(ValueError):
@@ -229,6 +231,8 @@ def _typed(section: str, key: str, value: Any, wanted: Any) -> Any:
     options = get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     if float in options and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if float in options and isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+        return float(value)  # YAML takes 1e-4 for a text, and only 1.0e-4 for a number
     if get_origin(wanted) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(section, key, each, get_args(wanted)[0]) for each in value)
     if not any(type(value) is option for option in options):

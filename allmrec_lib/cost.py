@@ -15,6 +15,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -88,10 +89,15 @@ def device_named(name: str) -> Device:
     return _gpu(_nearest("GPU", name, {row.name: row for row in sold.itertuples(index=False)}), sold["bf16_tflops"])
 
 
+def _is(name: str, device: str) -> bool:
+    """Whether a name of ``data/gpus.csv`` ("A100 80GB") is a device as its driver calls it ("NVIDIA A100-SXM4-80GB")."""
+    return set(re.split(r"[\s-]+", name)) <= set(re.split(r"[\s-]+", device))
+
+
 def measured_card(name: str = "") -> dict[str, Any] | None:
     """The row of ``card.json`` that was measured on a GPU of ``data/gpus.csv`` (no name: on any), with the largest LLM; None
     where none was."""
-    found = [row for row in read_rows(shipped("data/results/card.json")) if not name or name in row["device"].split()]
+    found = [row for row in read_rows(shipped("data/results/card.json")) if not name or _is(name, row["device"])]
     return max(found, key=lambda row: LLMS[row["llm"]].parameters, default=None)
 
 
@@ -100,7 +106,9 @@ def _gpu(sold: Any, tflops: pd.Series) -> Device:
     what was measured on it, or else on another one; of the sentence encoder that was not measured: as of the LLM."""
     if (card := measured_card(sold.name) or measured_card()) is None:
         raise CostError("card.json is not there: run `make bench-paper DEVICE=cuda` on a GPU, which measures what it reaches")
-    peak = 1e3 * next(value for name, value in tflops.items() if name in card["device"].split())
+    peak = 1e3 * next((value for name, value in tflops.items() if _is(name, card["device"])), 0.0)
+    if not peak:
+        raise CostError(f"card.json was measured on {card['device']!r}, which data/gpus.csv does not have; add it there")
     shares = {kind: reached / peak for kind, reached in card["reached"].items()}
     call = card["sasrec_step_s"] / constants()["calls"]["SASRec training"]
     return Device(sold.name, sold.memory_gb, sold.bf16_tflops, sold.gb_s, shares | {"encoder": shares["train"]}, call, 2)

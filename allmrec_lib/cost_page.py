@@ -26,8 +26,8 @@ python -m allmrec_lib.cost --profile laptop --dataset movielens --llm pocket --g
 ```
 
 The work is counted from the models' shapes. Constants come from `make bench`: tokens a prompt, numbers kept for the backward
-pass, calls a step, and, for a CPU, the share of its peak that a step reaches. Hours are upper ends: all epochs of the profile,
-while training stops earlier as a rule.
+pass, calls a step, and, for a CPU, the share of its peak that a step reaches. Epochs are counted to the profile's last, while
+training stops earlier as a rule; what a GPU reaches is an estimate, and the tables of errors below say how good.
 
 Hours on a GPU rest on what `data/gpus.csv` says each is sold as. How much of that is reached ({train:.0%} in training,
 {answer:.0%} in answers) and what a call takes ({call:.1f} µs) was measured on {measured}, and is taken to be the same on the
@@ -72,7 +72,7 @@ def on_cards(gpus: pd.DataFrame) -> str:
         command = f"make bench-paper SIZE={card['llm']} BATCH={card['batch']} DEVICE=cuda"
         found.append(f"""## Measured on one {card["device"]}
 
-`{command}`: random weights in 16 bits, prompts of `{card["dataset"]}`.
+`{command}`: random weights in 16 bits, prompts of `{card["dataset"]}` but for the whole run, whose dataset stands in its line.
 A large matrix product reaches {card["gflops"] / 1e3:,.0f} TFLOP/s, a training step of Stage 2 {reached["train"]},
 answers {reached["answer"]}. A step of SASRec, which is nothing but calls, takes
 {card["sasrec_step_s"] * 1e3:.1f} ms. [Where the time goes](speed).

@@ -37,15 +37,15 @@ from .results import versions
 from .sequences import Rows
 from .store import Store, code_digest, readable
 from .tallrec import TALLRec
-from .text import TextEncoder
+from .text import TextEncoder, encoder_mark
 from .training import load_trainable, trainable_state, write_history
 
 ASKING = ("sequences", "training", "metrics", "ranker", "llm.prompts", "llm.soft_tokens", "llm.backbone", "llm.decoding")
 FLOOR_CODE = ("sequences", "recommenders.base", "recommenders.floors")
 CODE = {
     "stage1": ("sequences", "training", "text", "alignment"),
-    "stage2": (*ASKING, "projections", "allmrec"),
-    "tallrec": (*ASKING, "tallrec"),
+    "stage2": (*ASKING, "experiment", "projections", "allmrec"),  # experiment: what is trained on which rows
+    "tallrec": (*ASKING, "experiment", "tallrec"),
 }
 
 
@@ -97,23 +97,28 @@ class Experiment(Prepared):
             digest.update(vectors.detach().cpu().numpy().tobytes())
         self._recommenders[name], self._outside[name] = model, digest.hexdigest()[:16]
 
-    def _cf_inputs(self, name: str) -> dict[str, Any]:
+    def cf_inputs(self, name: str | None = None) -> dict[str, Any]:
+        """All that a trained recommender depends on (none named: the one under A-LLMRec)."""
+        name = name or self.cf
         if name in self._outside:
             return {"from outside": self._outside[name], "seed": self.seed, "data": self.digest,
                     "candidates": self.candidates["validation"].digest}  # fmt: skip
-        kind = model_named(name)
-        return {kind.section: asdict(getattr(self.profile, kind.section)), "seed": self.seed, "data": self.digest,
-                "code": code_digest(*kind.code), "candidates": self.candidates["validation"].digest}  # fmt: skip
+        kind, settings = model_named(name), getattr(self.profile, model_named(name).section)
+        read = [getattr(settings, field, "") for field in ("encoder", "checkpoint")]
+        return {kind.section: asdict(settings), "reads": [encoder_mark(n) for n in read if n], "data": self.digest,
+                "code": code_digest(*kind.code), "candidates": self.candidates["validation"].digest, "seed": self.seed}  # fmt: skip
 
     def _inputs(self, kind: str) -> dict[str, Any]:
         own = {kind: asdict(getattr(self.profile, kind)), f"{kind} code": code_digest(*CODE[kind])}
         own[kind].pop("inference", None)  # what is trained does not depend on it
         own["max_len"] = self.profile.sasrec.max_len  # of the histories in all rows
-        asked = {"llm": self.llm, "llm card": self.backbone.mark} if kind != "stage1" else {}
+        asked = {"reads": encoder_mark(self.profile.stage1.encoder)}
+        if kind != "stage1":
+            asked = {"llm": self.llm, "llm card": self.backbone.mark}
         if kind == "tallrec":
             before = {"seed": self.seed, "data": self.digest, "candidates": self.candidates["validation"].digest}
         elif kind == "stage1" or self.profile.stage2.joint == "cf":
-            before = self._cf_inputs(self.cf)
+            before = self.cf_inputs()
         else:
             before = self._inputs("stage1")
         return own | before | asked
@@ -128,7 +133,7 @@ class Experiment(Prepared):
             save_file(model.state_dict(), folder / "model.safetensors")
             write_history(history, folder)
 
-        return self.store.get(kind.section, self._cf_inputs(name), make)
+        return self.store.get(kind.section, self.cf_inputs(name), make)
 
     def recommender(self, name: str) -> EmbeddingRecommender:
         """A trained recommender, frozen and in evaluation mode."""
@@ -281,7 +286,7 @@ class Experiment(Prepared):
         if model == "Random":
             inputs["seed"] = self.seed
         elif model in MODELS or model in self._outside:
-            inputs |= self._cf_inputs(model)
+            inputs |= self.cf_inputs(model)
         elif model == "LLM-Only":
             settings = {"history": self.profile.stage2.history, "precision": self.profile.stage2.precision}
             inputs |= {"mode": mode, "llm": self.backbone.mark, "code": code_digest(*ASKING)} | settings

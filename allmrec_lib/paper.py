@@ -16,7 +16,7 @@ HEAD = """# The paper's numbers, beside each other
 
 Before one asks whether a number can be reproduced, one can ask whether it agrees with the other numbers of the same paper.
 Most do. These do not, or call for care. Every figure below is computed from the paper's tables as they are typed in under
-`data/paper`; none of it needs a model. An error in a table says nothing against the method.
+`data/paper` (in the first section from our split's counts too); none of it needs a model. An error in a table says nothing against the method.
 
 This page is written by `python -m allmrec_lib.ledger`.
 """

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def project_root() -> Path:
     """The folder that everything is written to: ``ALLMREC_HOME``, or the repository this file lies in."""
-    return Path(os.environ.get("ALLMREC_HOME") or REPOSITORY)
+    return Path(os.path.abspath(os.environ.get("ALLMREC_HOME") or REPOSITORY))
 
 
 def shipped(name: str) -> Path:

@@ -25,6 +25,7 @@ from .datasets.base import DataError
 from .datasets.download import data_root, find_wheel
 from .datasets.movielens import WHEEL
 from .llm.backbone import place_of
+from .llm.decoding import sight
 from .memory import Need, needed
 from .paths import full_name
 from .text import encoder_path
@@ -35,6 +36,8 @@ COPIES = 5  # of what learns: the result, and a checkpoint with weights, best we
 CONVERT = ("python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; n = '{name}'; "
            "M.from_pretrained(n, dtype='auto').save_pretrained('llm'); T.from_pretrained(n).save_pretrained('llm')\", then "
            "LLM=llm")  # fmt: skip
+CONVERT_ENCODER = ("python -c \"from sentence_transformers import SentenceTransformer as S; S('{name}').save('encoder')\", then its "
+                   "full path as the profile's stage1.encoder")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,9 @@ def missing_in(folder: Path) -> str:
     return "" if any(folder.glob("tokenizer*")) or any(folder.glob("vocab*")) else "tokenizer.json"
 
 
-def weights(name: str, role: str = "LLM", must: bool = True) -> Check:
-    """Whether a model's files are here, or will be fetched. Not ``must``: a note, never a reason to stop."""
+def weights(name: str, role: str = "LLM", must: bool = True, convert: str = CONVERT) -> Check:
+    """Whether a model's files are here, or will be fetched. Not ``must``: a note, never a reason to stop. ``convert``: how
+    weights become safetensors."""
     folder, failed = snapshot(name), False if must else None
     fetch = f"hf download {name}  (where there is a network; then copy the folder and give its path)"
     if folder is not None:
@@ -102,7 +106,7 @@ def weights(name: str, role: str = "LLM", must: bool = True) -> Check:
             return Check(role, True, f"{name} is here")
         if any(folder.glob("*.bin")):
             found = f"{name}: weights are there as .bin, and safetensors only are read"
-            return Check(role, failed, found, CONVERT.format(name=name))
+            return Check(role, failed, found, convert.format(name=name))
         return Check(role, failed, f"{name}: {absent} is not in {folder}", fetch)
     if not _on_hub(name):
         return Check(role, failed, f"{name!r} is no folder, and a hub name (owner/name) it cannot be", "give the folder's path")
@@ -206,8 +210,10 @@ def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pock
     yield data(dataset)
     yield here
     encoder = encoder_path(settings.stage1.encoder)
+    if "/" not in encoder and not Path(encoder).is_dir():
+        encoder = f"sentence-transformers/{encoder}"  # whose names go without an owner
     yield Check("sentence encoder", True, f"{settings.stage1.encoder} is here") if Path(encoder).is_dir() else weights(
-        encoder, "sentence encoder")  # fmt: skip
+        encoder, "sentence encoder", convert=CONVERT_ENCODER)  # fmt: skip
     if settings.recformer.checkpoint:
         yield weights(settings.recformer.checkpoint, "RECFORMER's encoder, for chapter 7 alone", must=False)
     found = weights(llm)
@@ -218,7 +224,8 @@ def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pock
     if config is None or isinstance(config, Exception):
         yield disk(None, settings, False)
         return
-    prompt, limit = prompt_length(settings), getattr(config, "max_position_embeddings", None)
+    limits = [n for n in (getattr(config, "max_position_embeddings", None), sight(config)) if n is not None]
+    prompt, limit = prompt_length(settings), min(limits, default=None)
     if llm != "pocket" and limit is not None:  # the small LLM reads shortened titles
         enough = prompt + TITLE <= limit
         fix = "" if enough else "lower stage2.history or data.negatives, or take an LLM that reads more"

@@ -126,7 +126,7 @@ class AnswerTask:
     def __init__(self, model: LLMRecommender, sequences: Sequences, rows: Rows, x: Tensor, validation: _Part,
                  config: Stage2Config, seed: int):  # fmt: skip
         if config.loss not in ("title", "constrained"):
-            raise ValueError(f"unknown stage2.loss {config.loss!r}; one of title, constrained")
+            raise ValueError(f"unknown loss {config.loss!r} (of stage2 or tallrec); one of title, constrained")
         self.model, self.module, self.config = model, model.module, config
         self.sequences, self.rows, self.x, self.validation = sequences, rows, x, validation
         self.n_rows, self.seed = len(rows), seed

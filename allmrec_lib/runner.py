@@ -152,6 +152,9 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     os.environ.update(KERNEL)
+    for folder in ("ALLMREC_HOME", "ALLMREC_DATA"):  # the kernel starts in the notebook's folder
+        if os.environ.get(folder):
+            os.environ[folder] = os.path.abspath(os.environ[folder])
     running = target.with_name(f".{target.stem}.running.ipynb")
     failed = target.with_name(target.stem + ".failed.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -223,14 +226,14 @@ def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
     return target
 
 
-def run_book(only: list[str] | None = None, **parameters: Any) -> None:
+def run_book(only: list[str] | None = None, force: bool = False, **parameters: Any) -> None:
     """Run all chapters, one after another; later ones find what earlier ones trained."""
     names = [find_chapter(name).stem for name in only or list(chapters())]
     begin = time.monotonic()
     for place, name in enumerate(names, 1):
         print(f"[{place}/{len(names)}] {name} on {parameters['dataset']} ({parameters['profile']}), "
               f"{time.monotonic() - begin:.0f} s so far", flush=True)  # fmt: skip
-        run_chapter(name, **parameters)
+        run_chapter(name, force=force, **parameters)
     print(f"all {len(names)} chapters in {time.monotonic() - begin:.0f} s", flush=True)
 
 
@@ -291,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.what == "sources":
             run_sources(args.names)
         elif args.what == "book":
-            run_book(args.names, **parameters)
+            run_book(args.names, force=args.force, **parameters)
         else:
             for name in [find_chapter(name).stem for name in args.names]:
                 run_chapter(name, force=args.force, **parameters)

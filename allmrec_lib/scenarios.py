@@ -35,8 +35,10 @@ class LimitedSequences(Sequences):
 def limited(sequences: Sequences, config: DataConfig) -> Sequences:
     """The sequences as the profile's ``data.cold`` or ``data.few_shot`` want them; without these, as they are.
 
-    Raises ValueError when there are no such users, or fewer than are to train.
+    Raises ValueError when there are no such users, or fewer than are to train, or when both are set.
     """
+    if config.cold and config.few_shot is not None:
+        raise ValueError(f"data.cold = {config.cold} and data.few_shot = {config.few_shot}: one of the two")
     everyone, rng = np.ones(sequences.n_users, dtype=bool), np.random.default_rng([config.few_shot_draw, config.few_shot or 0])
     if config.cold:
         cold = [_some(np.flatnonzero(sequences.lengths == n), config.cold_users, rng) for n in config.cold]

@@ -40,7 +40,7 @@ def scores_by_seed(run: Experiment, models: list[str], once: tuple[str, ...] = (
 
 
 def _is_there(name: str, run: Experiment) -> bool:
-    return run.store.folder(model_named(name).section, run._cf_inputs(name)).exists()
+    return run.store.folder(model_named(name).section, run.cf_inputs(name)).exists()
 
 
 def _make(name: str, run: Experiment) -> None:

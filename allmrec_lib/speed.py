@@ -27,8 +27,8 @@ Every point where the straightforward way loses time, measured against that way:
 run on the same rows, and takes medians. The straightforward way is written out in `tests/bench`; a test holds that both
 sides compute the same. The machines of these numbers ran other programs too: with one CPU thread a side's time is the time of
 its own process, and the range in brackets is the smallest and the largest ratio of a round. A ratio depends on the machine:
-where large matrices are multiplied faster, what the straightforward way wastes costs it less. Weights are random, on which
-speed does not depend, except that free generation ends where the LLM ends it.
+where large matrices are multiplied faster, what the straightforward way wastes costs it less. All weights but the small LLM's
+are random, on which speed does not depend, except that free generation ends where the LLM ends it.
 
 This page is written by `python -m allmrec_lib.speed` from what the benchmarks recorded.
 """
@@ -191,8 +191,10 @@ are trained by the same loop on the same rows, and TALLRec's adapters are merged
 {against_tallrec(rows)}
 What learns is small in both, and that saves nothing: in both the gradient goes back through every layer of the LLM, to the
 soft tokens in one and to the adapters of the first layer in the other, and no weight of the LLM takes a gradient in either.
-A-LLMRec's prompt is longer by its soft tokens and its first sentence, TALLRec's adapters cost calls of their own. At
-{first["llm"]} A-LLMRec trains {ratio:.2f} times as fast as a fair TALLRec.
+A-LLMRec's prompt is longer by its soft tokens, the quotes that they keep from joining the blank before, and its first
+sentence; TALLRec's adapters cost calls of their own. At
+{first["llm"]} A-LLMRec trains {ratio:.2f} times as fast as a fair TALLRec (from {number(first["ratio_low"])} to
+{number(first["ratio_high"])} in single rounds).
 
 The paper's ratio is near to one of rows: its A-LLMRec trained on every position takes {everything:.2f} times as long as the
 one that takes a user's last item only, and its TALLRec {AIMS[TRAINING]:.2f} times. The paper does not say on which rows TALLRec

@@ -6,6 +6,7 @@ download but pip's is needed. The size is always taken from the model.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 from . import processes
 from .config import quiet
 from .datasets.base import Dataset
+from .datasets.download import sha256
 from .shares import Share
 from .training import autocast
 
@@ -38,6 +40,13 @@ def encoder_path(name: str) -> str:
     return str(get_model_path())
 
 
+def encoder_mark(name: str) -> str:
+    """What tells an encoder in a folder from another one that lay there before: a hash of its files; hub names as they are."""
+    folder = Path(encoder_path(name))
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".txt"))
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()[:12] if files else name
+
+
 class TextEncoder(nn.Module):
     """Texts, tokenised once, to sentence embeddings; ``train_layers`` topmost layers learn (None: everything).
 
@@ -48,12 +57,14 @@ class TextEncoder(nn.Module):
         from sentence_transformers import SentenceTransformer
 
         super().__init__()
-        self.model = SentenceTransformer(encoder_path(name), device="cpu", local_files_only=Path(encoder_path(name)).is_dir())
+        self.model = SentenceTransformer(encoder_path(name), device="cpu", model_kwargs={"use_safetensors": True},
+                                         local_files_only=Path(encoder_path(name)).is_dir())  # fmt: skip
         tokenizer = self.model.tokenizer
         self.pad, self.precision = tokenizer.pad_token_id, precision
         ids = tokenizer(texts, truncation=True, max_length=max_tokens, padding=False)["input_ids"]
         self.lengths = torch.tensor([len(i) for i in ids])
-        self.ids = nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True, padding_value=self.pad)
+        rows = [torch.tensor(i, dtype=torch.long) for i in ids]
+        self.ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad)
         self.kept: Tensor | None = None  # (N, T, D): what the frozen layers said of every text's tokens
         if train_layers is not None:
             self._freeze_below(train_layers)
@@ -62,7 +73,7 @@ class TextEncoder(nn.Module):
         lists = [m for m in self.model[0].modules() if isinstance(m, nn.ModuleList)]
         layers = max(lists, key=len, default=nn.ModuleList())
         if not 0 <= train_layers <= len(layers):
-            raise ValueError(f"stage1.train_layers = {train_layers}, but the sentence encoder has {len(layers)} layers")
+            raise ValueError(f"train_layers = {train_layers}, but the sentence encoder has {len(layers)} layers")
         self.model.requires_grad_(False)
         frozen = len(layers) - max(train_layers, 1)
         for layer in layers[len(layers) - train_layers :] if train_layers else []:

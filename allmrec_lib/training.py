@@ -38,6 +38,9 @@ class Task(Protocol):
     def batches(self, order: Tensor) -> list[Tensor]:
         """The rows in ``order``, cut into batches of row numbers."""
 
+    def begin_epoch(self) -> None:
+        """Called before an epoch's first step, where a task has it; what it changes must lie in ``module``'s state."""
+
     def loss(self, rows: Tensor) -> Tensor:
         """The loss of a batch, a scalar. With several processes: of this one's :class:`~.shares.Share` of the rows, weighed
         so that the mean over the processes is the loss of the batch; or simply of the whole batch, in every process."""
@@ -69,8 +72,10 @@ def read_history(folder: Path) -> History:
 
 
 def native_bf16(device: str) -> bool:
-    """Whether "cpu" or "cuda" computes bf16 itself, and faster than full precision."""
-    return device == "cuda" or (device == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    """Whether "cpu" or "cuda" computes bf16 itself: a card from before Ampere (compute capability 8) does not."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def autocast(device: str, precision: str):
@@ -134,6 +139,12 @@ def trainable_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    """What else a module's state holds: tensors that do not learn, and may change in training."""
+    kept = module.state_dict()
+    return {name: value for name, value in module.named_buffers() if name in kept}
+
+
 def load_trainable(module: nn.Module, state: dict[str, Tensor]) -> None:
     parameters = dict(module.named_parameters())
     with torch.no_grad():
@@ -177,6 +188,8 @@ class _Run:
         state = processes.from_main(checkpoint.load())
         if state:
             load_trainable(task.module, state["module"])
+            for name, value in buffers(task.module).items():
+                value.copy_(state["buffers"][name])
             optimizer.load_state_dict(state["optimizer"])
             self.best, self.history = state["best"], History(**state["history"])
             self.epoch, self.step, self.total, seconds, self.stale = state["progress"]
@@ -184,8 +197,10 @@ class _Run:
 
     def save(self) -> None:
         progress = (self.epoch, self.step, self.total, time.monotonic() - self.begin, self.stale)
-        self.checkpoint.save({"module": trainable_state(self.task.module), "best": self.best, "progress": progress,
-                              "optimizer": self.optimizer.state_dict(), "history": vars(self.history)})  # fmt: skip
+        self.checkpoint.save({
+            "module": trainable_state(self.task.module), "buffers": buffers(self.task.module), "best": self.best,
+            "optimizer": self.optimizer.state_dict(), "progress": progress, "history": vars(self.history),
+        })  # fmt: skip
 
     def save_if_due(self) -> None:
         if self.checkpoint.due():
@@ -241,6 +256,8 @@ def fit(
     while run.epoch <= epochs and run.stale < patience:
         order = torch.randperm(task.n_rows, generator=torch.Generator().manual_seed(seed_for(seed, run.epoch)))
         batches = task.batches(order)
+        if run.step == 0 and hasattr(task, "begin_epoch"):
+            task.begin_epoch()
         task.module.train()
         for number in range(run.step, len(batches)):
             torch.manual_seed(seed_for(seed, run.epoch, number))

@@ -24,9 +24,15 @@ from .text import TextEncoder
 
 
 class Foreign:
-    """A trained CF model that reads items it never saw through vectors given for them, ``embeddings`` (n_items + 1, d)."""
+    """A trained CF model that reads items it never saw through vectors given for them, ``embeddings`` (n_items + 1, d).
+
+    Raises ValueError for a model that reads no vectors: one that knows users by number (NCF), or one from outside.
+    """
 
     def __init__(self, trained: EmbeddingRecommender, embeddings: Tensor):
+        if not hasattr(trained, "last_state"):
+            raise ValueError(f"{type(trained).__name__} cannot read another dataset's histories through vectors; SASRec, GRU4Rec, "
+                             "NextItNet and CTRL can")  # fmt: skip
         self.trained, self.embeddings = trained, embeddings
 
     def item_embeddings(self) -> Tensor:
@@ -63,7 +69,7 @@ class Transfer:
     def recommender(self, name: str) -> EmbeddingRecommender:
         """The source's recommender for the target's items: by their texts where it reads texts, else by their numbers."""
         learned, kind = self.source.recommender(name), model_named(name)
-        if "text" not in kind.code:
+        if name not in ("MoRec", "RECFORMER"):  # CTRL forgets the texts after its pre-training
             known = learned.item_embeddings().detach()
             numbers = torch.arange(self.target.sequences.n_items) % (len(known) - 1) + 1
             return Foreign(learned, torch.cat([known[:1], known[numbers]]))
@@ -89,7 +95,7 @@ class Transfer:
     def answering(self, name: str) -> LLMRecommender:
         """TALLRec's adapters, or A-LLMRec's projections, trained on the source, with the target's titles and items."""
         if name == "TALLRec":
-            return trained(self.target.adapted, self.source.tallrec_folder)
+            return trained(self.target.changed().adapted, self.source.tallrec_folder)  # the target's own stay as they are
         source = self.source.variant(name) if name in VARIANTS else self.source
         learned, q = source.allmrec, self.texts[0]
         latent = self.texts[1] if source.profile.stage2.joint == "cf" else q  # MLP-LLM reads E, which is guessed here
@@ -101,8 +107,8 @@ class Transfer:
         """Scores (N, 20) on the target's stored test candidates; ``name`` as in :meth:`Experiment.scores`, or "Stage 1": x^u
         and f_I^dec(q) without an LLM. Made once and kept."""
         target = self.target
-        made_by = {"model": name, "mode": mode, "from": self.source.record(name), "data": target.digest,
-                   "test": target.candidates["test"].digest, "llm": target.backbone.mark,
+        made_by = {"model": name, "mode": mode, "from": self.source.record(name), "cf": self.source.cf_inputs(),
+                   "data": target.digest, "test": target.candidates["test"].digest, "llm": target.backbone.mark,
                    "by": code_digest("transfer", "experiment")}  # fmt: skip
         return target.store.scores(made_by, lambda: self._score(name, mode))
 

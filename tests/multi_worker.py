@@ -9,19 +9,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from conftest import TITLES, byte_tokenizer, random_sequences, tiny_model
 
 from allmrec_lib import processes
 from allmrec_lib.alignment import joint_embeddings, train_alignment
 from allmrec_lib.allmrec import ALLMRec
-from allmrec_lib.config import NCFConfig, SequentialConfig, Stage1Config, Stage2Config, TALLRecConfig
+from allmrec_lib.config import MoRecConfig, NCFConfig, SequentialConfig, Stage1Config, Stage2Config, TALLRecConfig
+from allmrec_lib.datasets.base import Dataset, item_table
 from allmrec_lib.llm.backbone import load_backbone
 from allmrec_lib.llm.prompts import DOMAINS
 from allmrec_lib.llm.soft_tokens import PromptEncoder
 from allmrec_lib.projections import projections
 from allmrec_lib.ranker import train_answers
 from allmrec_lib.recommenders.base import aligned, represent, score_rows
+from allmrec_lib.recommenders.morec import MoRec
 from allmrec_lib.recommenders.ncf import NCF, train_ncf
 from allmrec_lib.recommenders.sasrec import SASRec
 from allmrec_lib.recommenders.sequential import train_sequential
@@ -73,6 +76,14 @@ def main(folder: Path) -> None:
     torch.manual_seed(0)
     ncf = NCF(sequences.n_users, ITEMS, NCFConfig(dim=8, batch_size=9, epochs=1))
     told(out, "NCF", ncf, train_ncf(ncf, sequences, held), score_rows(ncf, rows, held, batch=4))
+
+    torch.manual_seed(0)
+    words = pd.DataFrame({"user": [1], "item": [1]}), item_table(list(map(str, range(ITEMS))), [f"item {i}" for i in range(ITEMS)], [""] * ITEMS)[0]
+    encoder(folder)
+    reads = MoRecConfig(**vars(SEQUENTIAL) | {"epochs": 1}, encoder=str(folder / "sbert"), train_layers=1, max_text_tokens=8)
+    morec = MoRec(ITEMS, reads, Dataset("chain", "item", *words)).double()
+    history = train_sequential(morec, sequences, held)  # validated by fewer batches than there are processes
+    told(out, "MoRec", morec, history, score_rows(morec, rows, held))
 
     cf.requires_grad_(False)
     settings = Stage1Config(dim=12, batch_size=7, epochs=2, lr=1e-3, encoder_lr=1e-3)

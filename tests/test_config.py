@@ -48,3 +48,16 @@ def test_a_wrong_setting_names_the_right_one(overrides, says):
 def test_a_wrong_profile_names_the_right_one():
     with pytest.raises(ConfigError, match="did you mean 'laptop'"):
         load_profile("latpop", "movielens")
+
+
+def test_numbers_as_people_write_them():
+    assert load_profile("smoke", "beauty", {"stage2.lr": "1e-4"}).stage2.lr == 1e-4
+    for name, value in (("stage2.lr", "fast"), ("stage2.lr", "e-4"), ("stage2.batch_size", "1e2")):
+        with pytest.raises(ConfigError, match=f"{name} = '{value}' is a str"):
+            load_profile("smoke", "beauty", {name: value})
+
+
+@pytest.mark.parametrize("name", ["epochs", "patience", "eval_every"])
+def test_a_training_that_could_not_train_is_refused(name):
+    with pytest.raises(ConfigError, match=f"stage2.{name} = 0; it takes 1 or more"):
+        load_profile("smoke", "beauty", {f"stage2.{name}": 0})

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from bench import opt, training
@@ -78,6 +79,22 @@ def test_a_measured_card_is_predicted_by_what_it_reached(monkeypatch):
     monkeypatch.setattr(cost, "read_rows", lambda path: [])
     with pytest.raises(cost.CostError, match="make bench-paper"):
         cost.device_named("H100")
+
+
+@pytest.mark.parametrize("device, name", [
+    ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA A100-SXM4-80GB", "A100 80GB"), ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+    ("NVIDIA RTX A6000", "RTX A6000"), ("NVIDIA GeForce RTX 4090", "RTX 4090"), ("NVIDIA L40S", "L40S"), ("NVIDIA H200", "H200"),
+])  # fmt: skip
+def test_a_card_is_found_by_what_its_driver_calls_it(device, name):
+    sold = pd.read_csv(ROOT / "data" / "gpus.csv")["name"]
+    assert [each for each in sold if cost._is(each, device)] == [name]
+
+
+def test_a_card_that_is_in_no_list_is_named(monkeypatch):
+    row = cost.measured_card() | {"device": "NVIDIA Unheard 9000"}
+    monkeypatch.setattr(cost, "read_rows", lambda path: [row])
+    with pytest.raises(cost.CostError, match="'NVIDIA Unheard 9000', which data/gpus.csv does not have"):
+        cost.device_named("H200")
 
 
 def test_more_users_cost_more_and_a_faster_gpu_less():

@@ -26,7 +26,7 @@ from allmrec_lib import datasets
 from allmrec_lib.datasets import DataError, DataReport, amazon, authors, frames, llmrank, movielens, simulated
 from allmrec_lib.datasets.__main__ import main
 from allmrec_lib.datasets.__main__ import main as command
-from allmrec_lib.datasets.base import NO_TITLE, is_junk_title, plain_text, tidied
+from allmrec_lib.datasets.base import NO_TITLE, is_junk_title, item_table, plain_text, tidied
 from allmrec_lib.llm.prompts import clean_title
 
 PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
@@ -181,7 +181,7 @@ def test_movielens_itself() -> None:
         pytest.skip(str(error))
     assert {k: dataset.statistics()[k] for k in movielens.COUNTS} == movielens.COUNTS
     # The same whichever of the two sources this machine reached.
-    assert dataset.digest == "fa57270f8e100f91"
+    assert dataset.digest == "5df20a1b163b7699"
     assert dataset.items.at[1, "title"] == "Toy Story (1995)"
 
 
@@ -803,3 +803,25 @@ def test_changed_code_reads_the_source_again(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "code_digest", lambda *_: "other")
     datasets.load("simulated", tmp_path, users=30)
     assert len(list((tmp_path / "processed").glob("simulated-*"))) == 2
+
+
+# -- what tells datasets apart -----------------------------------------------------------------------------------------
+
+
+def test_what_models_read_is_in_the_digest() -> None:
+    events, made = pd.DataFrame({"user": [1, 1, 1], "item": [1, 2, 1]}), set()
+    for domain, title, text, genre in (("item", "A", "t", "g"), ("game", "A", "t", "g"), ("item", "C", "t", "g"),
+                                       ("item", "A", "u", "g"), ("item", "A", "t", "h")):  # fmt: skip
+        items = item_table(["a", "b"], [title, "B"], [text, ""], [genre, ""])[0]
+        made.add(datasets.Dataset("x", domain, events, items).digest)
+    assert len(made) == 5
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "t.csv" for folder in ("a", "b")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        path.write_text(str(number))
+    before = datasets._made_of(paths, {})
+    paths[0].write_text("changed")
+    assert datasets._made_of(paths, {}) != before

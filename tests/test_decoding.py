@@ -245,6 +245,39 @@ def test_pickled_weights_are_refused(tmp_path):
         load_backbone(str(tmp_path))
 
 
+def test_layers_that_cannot_see_a_prompt_are_refused(tmp_path):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 300}
+    for window in (16, 64):
+        torch.manual_seed(0)
+        MistralForCausalLM(MistralConfig(**size, intermediate_size=64, sliding_window=window)).save_pretrained(tmp_path)
+        byte_tokenizer().save_pretrained(tmp_path)
+        backbone = load_backbone(str(tmp_path))
+        embeds, lengths = torch.randn(2, 20, 32), torch.tensor([20, 18])
+        if window < 20:
+            with pytest.raises(ValueError, match="some layers see 16 tokens back, and a prompt has 20"):
+                decoding.read(backbone, embeds, lengths)
+        else:  # candidates side by side are more tokens than the window, and each is near enough to the prompt
+            answers, sizes = torch.randint(1, 300, (2, 20, 4)), torch.full((2, 20), 4)
+            found = decoding.score(backbone, decoding.read(backbone, embeds, lengths), answers, sizes)
+            alone = decoding.score(backbone, decoding.read(backbone, embeds, lengths), answers[:, 7:8], sizes[:, 7:8])
+            assert torch.allclose(found[:, 7:8], alone, atol=1e-4)
+
+
+def test_the_spread_is_that_of_what_an_llm_looks_up(tmp_path):
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    torch.manual_seed(0)
+    shape = GemmaConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
+                        intermediate_size=64, vocab_size=300)  # fmt: skip
+    GemmaForCausalLM(shape).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path))
+    seen = backbone.model.base_model(input_ids=torch.arange(300)[None], output_hidden_states=True).hidden_states[0]
+    assert backbone.spread == pytest.approx(float(seen.std()), rel=1e-3)
+
+
 def test_the_card_names_template_and_title_length(tmp_path):
     tiny_model("opt").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)

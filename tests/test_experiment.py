@@ -46,7 +46,7 @@ def test_a_change_of_what_a_result_stands_on_is_another_artifact(home, tmp_path,
 
     def keys(seed=0, llm="pocket", **changes):
         run = Experiment("simulated", "smoke", seed, llm, overrides={n.replace("__", "."): v for n, v in changes.items()})
-        inputs = {"sasrec": run._cf_inputs("SASRec")} | {kind: run._inputs(kind) for kind in ("stage1", "stage2", "tallrec")}
+        inputs = {"sasrec": run.cf_inputs("SASRec")} | {kind: run._inputs(kind) for kind in ("stage1", "stage2", "tallrec")}
         return {kind: run.store.folder(kind, found).name for kind, found in inputs.items()}
 
     before = keys()
@@ -60,11 +60,29 @@ def test_a_change_of_what_a_result_stands_on_is_another_artifact(home, tmp_path,
         after = keys(**changed)
         assert {kind for kind in before if before[kind] != after[kind]} == kinds, changed
     for module, kinds in (("sequences", every), ("recommenders.sasrec", every - {"tallrec"}), ("text", {"stage1", "stage2"}),
-                          ("projections", {"stage2"}), ("tallrec", {"tallrec"})):  # fmt: skip
+                          ("projections", {"stage2"}), ("tallrec", {"tallrec"}),
+                          ("experiment", {"stage2", "tallrec"})):  # fmt: skip
         monkeypatch.setattr(experiment, "code_digest", lambda *modules, edited=module: "".join(m for m in modules if m != edited))
         edited = keys()
         monkeypatch.setattr(experiment, "code_digest", lambda *modules: "".join(modules))
         assert {kind for kind, key in keys().items() if edited[kind] != key} == kinds, module
+
+
+def test_another_encoder_in_the_same_folder_is_another_artifact(home, tmp_path):
+    run, keys = Experiment("simulated", "smoke", overrides={"stage1.encoder": str(tmp_path)}), []
+    for weights in (b"some", b"others"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        keys.append(run.store.folder("stage1", run._inputs("stage1")).name)
+    assert keys[0] != keys[1]
+
+
+def test_a_recommender_from_outside_is_told_from_another_across_datasets(home):
+    run = Experiment("simulated", "smoke")
+    keys = []
+    for mark in ("one", "two"):
+        run.cf, run._outside = "Mine", {"Mine": mark}
+        keys.append(run.cf_inputs())
+    assert keys[0] != keys[1]
 
 
 def test_each_mode_and_each_test_set_has_scores_of_its_own(home, monkeypatch):

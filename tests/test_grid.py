@@ -19,7 +19,7 @@ SLOW = "import time, pathlib\npathlib.Path('started').touch()\nwhile not pathlib
 
 def grid(home, errors=None, **config):
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--jobs", "1", "--keep-going",
-               "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--quiet", "all", "--config",
+               "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "--quiet", "all", "--config",
                *(f"{name}={value}" for name, value in config.items())]  # fmt: skip
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.Popen(command, cwd=home, env=os.environ | {"PATH": path}, start_new_session=True, stderr=errors)
@@ -44,6 +44,20 @@ def test_a_killed_grid_goes_on_where_it_was(home):
     copies = [home / "book" / "executed" / d / f"0{n}_c.ipynb" for d in ("simulated", "movielens") for n in (1, 2, 3)]
     assert done and all(path.exists() for path in copies)
     assert stamps == [path.stat().st_mtime_ns for path in done]
+
+
+def test_a_good_copy_stays_until_there_is_another(home):
+    write(home, "01_c.ipynb", "print('good')")
+    copy = home / "book" / "executed" / "simulated" / "01_c.ipynb"
+    assert grid(home, datasets="simulated").wait() == 0
+    (home / "book" / "01_c.ipynb").touch()
+    made = copy.stat().st_mtime_ns
+    assert grid(home, datasets="simulated").wait() == 0 and copy.stat().st_mtime_ns == made  # the same chapter: not run again
+    write(home, "01_c.ipynb", "1 / 0")
+    assert grid(home, datasets="simulated").wait() != 0 and "good" in copy.read_text()
+    write(home, "01_c.ipynb", "print('good')")
+    copy.unlink()
+    assert grid(home, datasets="simulated").wait() == 0 and copy.exists()
 
 
 def test_a_failing_run_does_not_stop_the_others(home):

@@ -22,7 +22,7 @@ from allmrec_lib.llm.backbone import load_backbone
 from allmrec_lib.shares import Share
 
 WORKER = Path(__file__).with_name("multi_worker.py")
-TRAINED = ["SASRec", "ce", "NCF", "Stage 1", "Stage 2", "TALLRec"]
+TRAINED = ["SASRec", "ce", "NCF", "MoRec", "Stage 1", "Stage 2", "TALLRec"]
 
 
 def launched(processes: int, *program: str, **environment: str) -> subprocess.Popen:
@@ -68,7 +68,7 @@ def test_two_processes_train_as_one(results, name):
             torch.testing.assert_close(other["weights"][key], weight, rtol=0, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
 
 
-@pytest.mark.parametrize("name", ["SASRec", "NCF", "Stage 1", "Stage 2"])
+@pytest.mark.parametrize("name", ["SASRec", "NCF", "MoRec", "Stage 1", "Stage 2"])
 def test_scores_are_gathered_in_order(results, name):
     one, *two = (found[name]["scores"] for found in results)
     assert len(one.unique(dim=0)) > len(one) / 2, "rows that differ, so that their order is seen"

@@ -112,6 +112,13 @@ def test_missing_weights_are_named_with_the_command(llm, home, monkeypatch):
     assert "is no folder" in failures(llm="/no/such/folder")["LLM"].found
 
 
+def test_pickled_weights_of_a_sentence_encoder_are_named_with_their_own_command(home, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    check = preflight.weights(str(tmp_path), "sentence encoder", convert=preflight.CONVERT_ENCODER)
+    assert "safetensors only" in check.found and "SentenceTransformer" in check.fix and "AutoModel" not in check.fix
+
+
 def test_missing_data_and_too_long_prompts(llm, home, monkeypatch):
     monkeypatch.delenv("ALLMREC_DATA", raising=False)
     assert "data/raw" in failures(dataset="beauty", llm=str(llm))["data"].found
@@ -119,6 +126,9 @@ def test_missing_data_and_too_long_prompts(llm, home, monkeypatch):
     config = json.loads((llm / "config.json").read_text()) | {"max_position_embeddings": 200}
     (llm / "config.json").write_text(json.dumps(config))
     assert "200 at the most" in failures(llm=str(llm))["prompt"].found
+    config |= {"max_position_embeddings": 4096, "sliding_window": 128, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    (llm / "config.json").write_text(json.dumps(config))
+    assert "128 at the most" in failures(llm=str(llm))["prompt"].found
 
 
 def test_the_runner_asks_first_and_can_be_told_to_go_on(home, monkeypatch):

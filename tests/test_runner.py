@@ -68,6 +68,23 @@ def test_chapters_that_start_at_the_same_moment_have_kernels_of_their_own(home):
     assert not list((home / "book").glob("*socket*")) and not list((home / "book").glob("kernel*"))
 
 
+def test_a_book_is_run_again_by_force(chapter, home, capsys):
+    command = ["book", "1", "--dataset", "simulated", "--profile", "laptop"]
+    said = []
+    for more in ([], [], ["--force"]):
+        assert runner.main(command + more) == 0
+        said.append(capsys.readouterr().out)
+    assert ["up to date" in text for text in said] == [False, True, False]
+
+
+def test_a_home_given_by_a_relative_path_is_one_place(home, monkeypatch, tmp_path):
+    write(home, "01_one.ipynb", "from allmrec_lib.paths import project_root\n(project_root() / 'mark').touch()\nprint('done')")
+    monkeypatch.chdir(home.parent)
+    monkeypatch.setenv("ALLMREC_HOME", home.name)
+    assert runner.main(["chapter", "1", "--dataset", "simulated"]) == 0
+    assert (home / "mark").exists() and not (home / "book" / home.name).exists()
+
+
 def test_a_misspelt_parameter_is_an_error(chapter):
     with pytest.raises(runner.ChapterError, match="no parameter 'sead'; did you mean 'seed'"):
         runner.run_chapter("1", **PARAMETERS, sead=1)

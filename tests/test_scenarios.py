@@ -63,3 +63,8 @@ def test_another_draw_and_another_test_are_another_digest():
     assert len({draw.digest for draw in draws}) == 3
     few = draws[0]
     assert type(few)(whole, few.trains, few.trains).digest != few.digest
+
+
+def test_cold_users_and_few_users_are_two_things():
+    with pytest.raises(ValueError, match="one of the two"):
+        limited(world(), DataConfig(cold=(3,), few_shot=5))

@@ -70,6 +70,30 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, die_at):
     assert [{k: v for k, v in r.items() if k != "seconds"} for r in history.rows] == drop
 
 
+class Table(Line):
+    """A line through what a table held at the start of its epoch, as RECFORMER trains against one of items."""
+
+    def __init__(self, die_at: int | None = None):
+        super().__init__(die_at)
+        self.module.register_buffer("table", torch.zeros(1))
+
+    def begin_epoch(self):
+        self.module.table.copy_(self.module.weight.detach()[0])
+
+    def loss(self, rows):
+        return super().loss(rows) + (self.module.weight * self.module.table).sum()
+
+
+@pytest.mark.parametrize("die_at", [5, 8, 20])
+def test_a_table_of_the_epoch_s_beginning_is_resumed_too(tmp_path, die_at):
+    whole, resumed = Table(), Table()
+    run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(Table(die_at), folder=tmp_path, checkpoint_s=0.0)
+    run(resumed, folder=tmp_path, checkpoint_s=0.0)
+    assert torch.equal(whole.module.weight, resumed.module.weight) and float(whole.module.table) != 0
+
+
 def test_a_loss_is_the_mean_of_the_epochs_since_the_last_evaluation():
     task = Line()
     task.loss = lambda rows: task.module.weight.sum() * 0 + 1.0

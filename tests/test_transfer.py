@@ -81,3 +81,19 @@ def test_across_the_user_is_read_through_the_texts_and_modes_are_kept_apart(home
     assert not np.array_equal(across.scores("A-LLMRec", "trie"), across.scores("A-LLMRec", "score"))
     assert torch.allclose(given[0], represent(across.through_text, run.rows("test")), atol=1e-6)
     assert not torch.allclose(given[0], run.x(run.rows("test")), atol=1e-3)
+
+
+def test_the_target_s_own_tallrec_stays_as_it_is(home):
+    run, other = (Experiment("simulated", "smoke", seed, overrides=TINY) for seed in (0, 1))
+    own = {name: weight.clone() for name, weight in run.tallrec.module.named_parameters() if "lora_" in name}
+    assert Transfer(other, run).scores("TALLRec").shape == run.candidates["test"].items.shape
+    assert own and all(torch.equal(weight, dict(run.tallrec.module.named_parameters())[name]) for name, weight in own.items())
+
+
+def test_ctrl_goes_by_numbers_and_ncf_not_at_all(home):
+    small = {"ctrl.epochs": 1, "ctrl.contrast_epochs": 1, "ctrl.samples": 20, "ncf.epochs": 1}
+    source, target = Experiment("simulated", "smoke", overrides=TINY | small), Experiment("simulated", "smoke", overrides=TINY)
+    across = Transfer(source, target)
+    assert np.allclose(across.scores("CTRL"), source.scores("CTRL"), atol=1e-5)  # the same items
+    with pytest.raises(ValueError, match="NCF cannot read another dataset's histories"):
+        across.scores("NCF")

@@ -102,7 +102,7 @@ def _made_of(files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
     code = code_digest(*(f"datasets.{module}" for module in _CODE), "llm.prompts")
     return {
         "code": code,
-        "files": {path.name: sha256(path) for path in files},
+        "files": [[path.name, sha256(path)] for path in files],
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
     }
 

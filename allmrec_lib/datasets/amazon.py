@@ -123,9 +123,9 @@ def text_fields(names: tuple[str, ...]) -> Fields:
     return Fields(schema, odd | _doubtful(item), row)
 
 
-def _texts(value: Any) -> list[str]:
-    parts = value if isinstance(value, list) else [value]
-    return [_storable(str(part)) for part in parts if part not in (None, "")]
+def _texts(value: Any) -> list[str | None]:
+    parts = value if isinstance(value, list) else [] if value is None else [value]
+    return [None if part is None else _storable(str(part)) for part in parts]
 
 
 def read_reviews(path: Path, report: DataReport, strict: bool = False) -> tuple[pd.DataFrame, pl.Series]:

@@ -103,10 +103,10 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """A short hash of all that models see: interactions and texts."""
+        """A short hash of all that models see: interactions, texts, genres, and the words of the domain."""
         digest = hashlib.sha256(np.ascontiguousarray(self.interactions[["user", "item"]].to_numpy("int32")).tobytes())
-        texts = zip(self.items["title"], self.items["description"], strict=True)
-        digest.update("\x1e".join(f"{title}\x1f{description}" for title, description in texts).encode())
+        texts = zip(*(self.items[column] for column in ("title", "description", "genres")), strict=True)
+        digest.update("\x1e".join([self.domain, *("\x1f".join(parts) for parts in texts)]).encode())
         return digest.hexdigest()[:16]
 
     def statistics(self) -> dict[str, float]:

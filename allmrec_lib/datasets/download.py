@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import requests
@@ -25,6 +26,13 @@ def data_root() -> Path:
 
 
 def sha256(path: Path) -> str:
+    """Of a file's content; a file that has not changed since this process asked is not read again."""
+    about = path.stat()
+    return _sha256(path.resolve(), about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -81,7 +81,8 @@ class Backbone:
 
     @property
     def spread(self) -> float:
-        return float(self.embedding.weight.float().std())
+        every = torch.arange(self.embedding.num_embeddings, device=self.device)
+        return float(self.embedding(every).float().std())  # some LLMs scale what they look up
 
     @cached_property
     def mark(self) -> str:

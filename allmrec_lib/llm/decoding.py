@@ -30,12 +30,24 @@ class Prefix:
         self.lengths, self.log_probs = self.lengths[rows], self.log_probs[rows]
 
 
-@torch.inference_mode()
-def read(backbone: Backbone, embeds: Tensor, lengths: Tensor) -> Prefix:
-    """Run the prompts (B, T, d_token) once."""
+def sight(config) -> int | None:
+    """How many tokens back the layers of an LLM see that see least; None: all."""
     from transformers import DynamicCache
 
-    cache, lengths = DynamicCache(config=backbone.model.config), lengths.to(backbone.device)
+    windows = [layer.sliding_window for layer in DynamicCache(config=config).layers if getattr(layer, "is_sliding", False)]
+    return min(windows, default=None)
+
+
+@torch.inference_mode()
+def read(backbone: Backbone, embeds: Tensor, lengths: Tensor) -> Prefix:
+    """Run the prompts (B, T, d_token) once. Raises ValueError where some layers of the LLM cannot see a whole prompt."""
+    from transformers import DynamicCache
+
+    window = sight(backbone.model.config)
+    if window is not None and embeds.shape[1] > window:
+        raise ValueError(f"{backbone.name}: some layers see {window} tokens back, and a prompt has {embeds.shape[1]}; lower "
+                         "stage2.history or data.negatives, or take an LLM without a sliding window")  # fmt: skip
+    cache, lengths = DynamicCache(), lengths.to(backbone.device)
     hidden = backbone.hidden(embeds, cache=cache, use_cache=True)
     last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
     return Prefix(cache, lengths, embeds.shape[1], backbone.logits(last).log_softmax(-1))

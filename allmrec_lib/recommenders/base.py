@@ -64,6 +64,8 @@ def score_rows(model: Recommender, rows: Rows, candidates: Candidates, device: s
         raise ValueError("the rows and the candidates are of different users; take both from the same part")
     inputs, out = inputs_of(model, rows), np.zeros(candidates.items.shape, dtype=np.float32)
     parts = list(in_batches(inputs, batch))
+    if processes.count() > 1 and hasattr(model, "item_embeddings"):
+        model.item_embeddings()  # which a model may share out too: all processes, before each goes its own way
     found = processes.each_once(lambda p: model.score(inputs[p].to(device), candidates.items[p].to(device)).float().cpu(), parts)
     for part, scores in zip(parts, found, strict=True):
         out[part.numpy()] = scores.numpy()

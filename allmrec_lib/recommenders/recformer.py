@@ -147,18 +147,22 @@ class RecFormerTask:
         self.inputs, self.targets = (t.to(device) for t in sequences.train_windows(model.config.max_len))
         lengths = (self.inputs != 0).sum(dim=1).cpu()
         self.lengths = lengths.repeat(model.config.positions)
-        self.n_rows = len(self.lengths)
+        self.n_rows, self.fresh = len(self.lengths), False  # whether the table is of the weights as they are
         self.validation = aligned(sequences.rows("validation", model.config.max_len), candidates), candidates
 
     def parameters(self) -> list[dict]:
         return [{"params": list(self.module.parameters()), "lr": self.config.lr}]
 
     def batches(self, order: Tensor) -> list[Tensor]:
-        if self.moving:  # asked once an epoch
-            self.module.refresh()
         return bucketed_batches(order, self.config.batch_size, self.lengths)
 
+    def begin_epoch(self) -> None:
+        """The first stage's table is made again every epoch (by validation, where that came last)."""
+        if self.moving and not self.fresh:
+            self.module.refresh()
+
     def loss(self, rows: Tensor) -> Tensor:
+        self.fresh = False
         share, rows = Share.of_batch(len(rows)), (rows % len(self.inputs)).to(self.device)
         inputs, targets = self.inputs[rows], self.targets[rows]
         place = torch.multinomial((targets != 0).float(), 1)
@@ -171,6 +175,7 @@ class RecFormerTask:
     def validate(self) -> float:
         if self.moving:
             self.module.refresh()
+            self.fresh = True
         scores = score_rows(self.module, *self.validation, device=self.device, batch=128)
         return float(metrics.ndcg(metrics.ranks(scores), 10).mean())
 
