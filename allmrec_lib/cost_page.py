@@ -5,6 +5,7 @@ python -m allmrec_lib.cost_page        # book/appendix/cost.md
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -85,6 +86,13 @@ The most memory that a step takes, beside what the preflight counts for prompts 
     return "\n".join(found)
 
 
+def settings_of(model: str, dataset: str, profile: str) -> str | None:
+    """A hash of the settings that a model is trained with; None for what is no model."""
+    section = {"Stage 1": "stage1", "Stage 2": "stage2"}.get(model, model.partition(" ")[0].lower())
+    values = getattr(load_profile(profile, dataset), section, None)
+    return values and hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+
+
 def training(rows: list[dict]) -> str:
     """What `tests.bench.training` recorded; nothing where it was not run."""
     if not rows:
@@ -92,13 +100,16 @@ def training(rows: list[dict]) -> str:
     numbers = ("parameters", "epochs", "wall_s", "peak_mb")
     lines = [[r["model"], r["dataset"], *("" if r[key] is None else f"{r[key]:,.0f}" for key in numbers)] for r in rows]
     devices = ", ".join(sorted({row["device"] for row in rows}))
+    now = [settings_of(r["model"], r["dataset"], r["profile"]) for r in rows]
+    old = [r["model"] for r, settings in zip(rows, now, strict=True) if settings and r.get("settings") != settings]
+    stale = f"\nMeasured before their settings or their code changed: {', '.join(old)}; the chapters train them longer or shorter.\n"
     return f"""## What training took
 
 The `{rows[0]["profile"]}` profile on {devices}, one model after another in one run, each in a process of its own (`python -m
 tests.bench.training`). Memory is that of the whole process; the first line is what every process has before it trains.
 A-LLMRec's stages stand on SASRec; Stage 2 and TALLRec hold the frozen LLM.
 
-{table(["model", "dataset", "numbers that learn", "epochs", "seconds", "peak MB"], lines)}
+{table(["model", "dataset", "numbers that learn", "epochs", "seconds", "peak MB"], lines)}{stale if old else ""}
 """
 
 

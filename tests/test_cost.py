@@ -162,5 +162,7 @@ def test_what_training_took_is_measured_in_a_process_of_each(tmp_path, home, mon
     assert nothing["wall_s"] is None and sasrec["wall_s"] > 0 and stage1["wall_s"] > 0
     assert 0 < nothing["peak_mb"] < stage1["peak_mb"]  # Stage 1 holds a sentence encoder
     assert sasrec["parameters"] < stage1["parameters"] and sasrec["epochs"] >= 1
-    assert "| Stage 1 | simulated |" in (home / "book" / "appendix" / "cost.md").read_text()
+    page = (home / "book" / "appendix" / "cost.md").read_text()
+    assert "| Stage 1 | simulated |" in page and "Measured before" not in page
+    assert "Measured before their settings or their code changed: SASRec;" in cost_page.training([sasrec | {"settings": "x"}, stage1])
     assert not (home / "data" / "artifacts" / "training_cost").exists()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from allmrec_lib import cost_page
 from allmrec_lib.experiment import Experiment
 from allmrec_lib.paths import project_root
 from allmrec_lib.recommenders.models import MODELS, model_named
@@ -79,7 +80,8 @@ def all_of_them(args: argparse.Namespace) -> list[dict]:
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ)
         if done.returncode:
             raise SystemExit(f"{name} failed; what was trained before it is kept, the same command goes on")
-        about = {"model": name, "dataset": args.dataset, "profile": args.profile, "llm": args.llm}
+        about = {"model": name, "dataset": args.dataset, "profile": args.profile, "llm": args.llm,
+                 "settings": cost_page.settings_of(name, args.dataset, args.profile)}  # fmt: skip
         rows.append(about | json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
     return rows
@@ -100,7 +102,6 @@ def main() -> int:
         return 0
     rows = all_of_them(args)
 
-    from allmrec_lib import cost_page
     from tests.bench.common import merge
 
     print(f"written: {merge(rows, results_file('training'), KEYS).name}, {cost_page.write().name}")
