@@ -32,8 +32,7 @@ three SASRecs, 5.4.3 with the one that A-LLMRec stands on. Models that ask an LL
 another seed moves them is [measured apart](appendix/seeds): a small difference is a verdict on that training, not on the
 method. Of two claims on speed the number is the ratio and its range over the rounds of the benchmark, held against one, with
 the largest LLM that was timed ([speed](appendix/speed)). In all others the LLM is the small one of this book ([its
-card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold there, and the reverse. Some chapters were
-executed with an earlier version of that LLM or of the library; the [introduction](intro) says which.
+card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold there, and the reverse.
 
 This page is written by `python -m allmrec_lib.ledger` from what the chapters recorded at the `laptop` profile, and from what
 `make bench` and `make bench-paper` timed.
