@@ -112,7 +112,7 @@ class Experiment(Prepared):
         own = {kind: asdict(getattr(self.profile, kind)), f"{kind} code": code_digest(*CODE[kind])}
         own[kind].pop("inference", None)  # what is trained does not depend on it
         own["max_len"] = self.profile.sasrec.max_len  # of the histories in all rows
-        asked = {"reads": encoder_mark(self.profile.stage1.encoder)}
+        asked = {"stage1 reads": encoder_mark(self.profile.stage1.encoder)}
         if kind != "stage1":
             asked = {"llm": self.llm, "llm card": self.backbone.mark}
         if kind == "tallrec":

@@ -69,11 +69,12 @@ def test_a_change_of_what_a_result_stands_on_is_another_artifact(home, tmp_path,
 
 
 def test_another_encoder_in_the_same_folder_is_another_artifact(home, tmp_path):
-    run, keys = Experiment("simulated", "smoke", overrides={"stage1.encoder": str(tmp_path)}), []
-    for weights in (b"some", b"others"):
-        (tmp_path / "model.safetensors").write_bytes(weights)
-        keys.append(run.store.folder("stage1", run._inputs("stage1")).name)
-    assert keys[0] != keys[1]
+    for section, cf in (("stage1", "SASRec"), ("morec", "MoRec")):  # MoRec's own encoder counts under Stage 1 too
+        run, keys = Experiment("simulated", "smoke", overrides={f"{section}.encoder": str(tmp_path)}, cf=cf), []
+        for weights in (b"some", b"others"):
+            (tmp_path / "model.safetensors").write_bytes(weights)
+            keys.append(run.store.folder("stage1", run._inputs("stage1")).name)
+        assert keys[0] != keys[1], section
 
 
 def test_a_recommender_from_outside_is_told_from_another_across_datasets(home):
