@@ -16,6 +16,9 @@ def listed(name, default):
 
 PROFILE, DEVICE = config.get("profile", "laptop"), config.get("device", "cpu")
 CHAPTERS = [find_chapter(c) for c in listed("chapters", " ".join(chapters()))]
+# The chapter that trains the last of what another one needs.
+AFTER = {"01": "", "02": "01", "03": "01", "04": "03", "05": "04", "06": "05", "07": "05", "08": "07", "09": "01", "10": "01",
+         "11": "07", "12": "05", "13": "07", "14": "03", "15": "07", "16": "05", "17": "05"}
 STAMPS = str(project_root() / "data" / "artifacts" / "grid")
 RUNS = {}
 for dataset in listed("datasets", "movielens"):
@@ -32,12 +35,14 @@ def stamp(folder, chapter):
 
 
 def before(wildcards):
-    """A chapter waits for the last one of 01 to 06 before it in its run: these train what all others stand on. What two later
-    chapters both need is trained by one, while the other waits for it; runs do not wait for each other."""
-    names = [c.stem for c in CHAPTERS]
-    place = names.index(wildcards.chapter)
-    trains = [name for name in names[:place] if name[:2] <= "06"]
-    return [CHAPTERS[place], *(stamp(wildcards.folder, name) for name in trains[-1:])]
+    """A chapter waits for the one that trains what it needs (or the next before that, where it is not asked for), so that none
+    stands waiting for what another one trains. Chapters of the reader's own wait for 05; runs do not wait for each other."""
+    stems = {c.stem[:2]: c for c in CHAPTERS}
+    name = AFTER.get(wildcards.chapter[:2], "05")
+    while name and name not in stems:
+        name = AFTER[name]
+    own = next(c for c in CHAPTERS if c.stem == wildcards.chapter)
+    return [own, *([stamp(wildcards.folder, stems[name].stem)] if name else [])]
 
 
 for folder in RUNS:  # a copy that somebody deleted is made again
@@ -59,6 +64,7 @@ rule chapter:
     wildcard_constraints:
         folder="|".join(RUNS),
         chapter=r"\d\d_\w+",
+    priority: lambda wildcards: wildcards.chapter[:2] in AFTER.values()  # others wait for these
     params:
         run=lambda wildcards: RUNS[wildcards.folder],
         library=library_digest(),

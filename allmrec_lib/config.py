@@ -22,7 +22,8 @@ from . import processes
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 PROFILES = ("smoke", "laptop", "paper")
 INTERRUPTED = "interrupted; the same command goes on from here"  # what a command says of Ctrl-C
-AT_LEAST_ONE = {"history", "negatives", "batch_size", "dim", "max_len", "seeds", "epochs", "patience", "eval_every"}
+AT_LEAST_ONE = {"history", "negatives", "batch_size", "dim", "max_len", "seeds", "llm_seeds", "epochs", "patience",
+                "eval_every"}
 
 
 class ConfigError(ValueError):
@@ -40,7 +41,8 @@ class DataConfig:
     candidate_seed: int = 0
     max_validation_users: int | None = None
     max_test_users: int | None = None
-    seeds: int = 3  # how many training seeds a table of CF models averages
+    seeds: int = 3  # how many training seeds Table 1 averages
+    llm_seeds: int = 1  # the same for models that ask an LLM
     cold: tuple[int, ...] = ()  # users with exactly that many items do not train, and are tested alone (section 5.2.3),
     cold_users: int = 150  # at most so many of each
     few_shot: int | None = None  # so many users train (5.2.4), a draw of their own for each ``few_shot_draw``

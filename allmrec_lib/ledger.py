@@ -27,10 +27,9 @@ The claims that the paper's tables and figures make, and what the same compariso
 5: of the taste correlation, chapter 15) on the same users and candidates, its 95% interval, and the p-value of a paired
 sign-flip test. A claim *holds* when the interval lies above zero, *fails* when it lies below, and is *undecided* otherwise; of
 comparisons without any difference one in twenty would look decided, since nothing is corrected for their number. Where p is
-above 0.05 nevertheless, which happens with few users, take the verdict as undecided. Section 5.2.1 compares with the mean of
-three SASRecs, 5.4.3 with the one that A-LLMRec stands on. Models that ask an LLM were trained from one seed, and how far
-another seed moves them is [measured apart](appendix/seeds): a small difference is a verdict on that training, not on the
-method. Of two claims on speed the number is the ratio and its range over the rounds of the benchmark, held against one, with
+above 0.05 nevertheless, which happens with few users, take the verdict as undecided. Section 5.2.1 compares means of three
+seeds (chapter 7 tells what each gave), and RECFORMER of one; in all other sections what learns was trained from one seed: a
+small difference there is a verdict on that training, not on the method. Of two claims on speed the number is the ratio and its range over the rounds of the benchmark, held against one, with
 the largest LLM that was timed ([speed](appendix/speed)). In all others the LLM is the small one of this book ([its
 card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold there, and the reverse.
 

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from . import metrics
 from .results import verdict
@@ -24,11 +25,11 @@ def style() -> None:
 
 
 def beside_paper(rows: list[dict[str, Any]] | pd.DataFrame, digits: int = 4) -> pd.DataFrame:
-    """ours | 95% interval | paper | gap, one line a model."""
+    """ours | 95% interval | paper | gap, one line a model; where there are several seeds, what each gave."""
     frame = pd.DataFrame(rows)
     paper = pd.to_numeric(frame["paper"])
     number = f"{{:.{digits}f}}".format
-    return pd.DataFrame({
+    table = pd.DataFrame({
         "model": frame["model"],
         "ours": frame["value"].map(number),
         "95% interval": [f"[{low:.3f}, {high:.3f}]" for low, high in zip(frame["low"], frame["high"], strict=True)],
@@ -37,6 +38,9 @@ def beside_paper(rows: list[dict[str, Any]] | pd.DataFrame, digits: int = 4) -> 
         "users": frame["n_users"],
         "seeds": frame["seeds"],
     }).set_index("model")  # fmt: skip
+    if "by_seed" in frame:
+        table["by seed"] = [" ".join(f"{v:.3f}" for v in each) if isinstance(each, list) else "-" for each in frame["by_seed"]]
+    return table
 
 
 def verdicts(tests: dict[str, metrics.Comparison]) -> pd.DataFrame:
@@ -57,7 +61,20 @@ def training_curve(frame: pd.DataFrame, metric: str, title: str):
     right.plot(frame.loc[best, "epoch"], frame.loc[best, "metric"], "*", markersize=12, color=COLOURS[2], label="chosen")
     right.set(xlabel="epoch", ylabel=metric)
     right.legend()
+    for axes in (left, right):
+        axes.set_xlim(right.get_xlim())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
+
+
+def log_x(axes=None) -> None:
+    """A logarithmic x axis (of the current axes, by default) with plain numbers at 1, 2, 5, 10, ...: few decades have few
+    powers of ten."""
+    axis = (axes or plt.gca()).xaxis
+    axis.axes.set_xscale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def intervals(rows: list[dict[str, Any]] | pd.DataFrame, label: str = "Hit@1", chance: float | None = 0.05):

@@ -48,6 +48,8 @@ def row(model: str, values: list[np.ndarray], *, dataset: str, profile: str, llm
     line = {"model": model, "dataset": dataset, "profile": profile, "llm": llm, "metric": metric, "value": interval.value,
             "low": interval.low, "high": interval.high, "n_users": len(values[0]), "seeds": len(values),
             "paper": paper_value(table, dataset, model, metric, condition), "section": section}  # fmt: skip
+    if len(values) > 1:
+        line["by_seed"] = [float(np.mean(of_seed)) for of_seed in values]
     return line if condition is None else line | {"condition": condition}
 
 

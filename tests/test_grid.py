@@ -69,6 +69,16 @@ def test_a_failing_run_does_not_stop_the_others(home):
     assert [path.name for path in other.iterdir()] == ["01_c.failed.ipynb"]
 
 
+def test_a_failing_chapter_stops_those_that_need_it_and_no_others(home):
+    for number, cell in (("01", "print(1)"), ("03", "1 / 0"), ("04", "print(4)"), ("05", "print(5)"), ("09", "print(9)")):
+        write(home, f"{number}_c.ipynb", cell)
+    assert grid(home, datasets="simulated").wait() != 0
+    assert sorted(path.name for path in (home / "book" / "executed" / "simulated").iterdir()) == ["01_c.ipynb", "03_c.failed.ipynb", "09_c.ipynb"]
+    (home / "book" / "03_c.ipynb").unlink()
+    assert grid(home, datasets="simulated").wait() == 0  # without it the next waits for the one before
+    assert (home / "book" / "executed" / "simulated" / "05_c.ipynb").exists()
+
+
 def test_two_llms_of_one_name_are_refused(home):
     write(home, "01_c.ipynb", "print(llm)")
     for folder in ("a", "b"):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
 
-from allmrec_lib import results, seeds, seeds_page
+from allmrec_lib import seeds
 from allmrec_lib.experiment import Experiment
 from allmrec_lib.store import Store
 
@@ -55,24 +53,14 @@ def test_only_what_is_missing_is_trained_and_elsewhere(tmp_path, monkeypatch):
 def test_a_failing_seed_is_an_error_that_names_its_cause(tmp_path, monkeypatch):
     run = Experiment("simulated", "laptop", overrides=SHORT | {"data.seeds": 2}, store=Store(tmp_path))
     monkeypatch.setattr(seeds, "cpu_count", lambda: 2)
-    with pytest.raises(ValueError, match="unknown recommender 'SASRek'"):
+    with pytest.raises(ValueError, match="unknown model 'SASRek'"):
         seeds.scores_by_seed(run, ["SASRek"])
-    assert not os.listdir(tmp_path)
 
 
-def test_the_page_of_seeds_says_what_each_seed_gave(monkeypatch, home):
-    """Recorded by seed; the mean over seeds is the mean of what was recorded; the page shows both. Hits are drawn here."""
-    drawn = lambda run: np.random.default_rng(run.seed).integers(0, 2, (4, 32)).astype(float)  # noqa: E731
-    monkeypatch.setattr(seeds_page, "hits_of", lambda run: dict(zip(seeds_page.MODELS, drawn(run), strict=True)))
-    monkeypatch.setattr(seeds_page, "DATASETS", {"simulated": "Simulated"})
-    seeds_page.train("simulated", "smoke", 2, "pocket", "cpu")
-    rows = results.read(seeds_page.TABLE, "smoke", "simulated")
-    hit, claims = rows[rows.metric == "hit@1"], rows[rows.model == "A-LLMRec > SASRec"]
-    each = hit[hit.condition.notna()].groupby("model").value.agg(["mean", "size"])
-    mean = hit[hit.condition.isna()].set_index("model")
-    assert list(each["size"]) == [2] * 4 and np.allclose(mean.value[each.index], each["mean"]) and set(mean.seeds) == {2}
-    last = claims[claims.condition.isna()].iloc[0]
-    assert np.isclose(last.value, mean.value["A-LLMRec"] - mean.value["SASRec"]) and last.seeds == 2
-    text = seeds_page.page("smoke")
-    assert "## Simulated" in text and f"{mean.value['TALLRec']:.4f}" in text
-    assert f"| A-LLMRec > SASRec | {claims.value.iloc[0]:+.4f} [" in text
+def test_what_asks_an_llm_stands_on_the_recommender_of_its_seed(tmp_path):
+    run = Experiment("simulated", "smoke", overrides={"data.seeds": 3, "data.llm_seeds": 2}, store=Store(tmp_path))
+    made = seeds.scores_by_seed(run, ["SASRec", "MLP-LLM"])
+    assert [len(made[name]) for name in ("SASRec", "MLP-LLM")] == [3, 2]
+    for seed, scores in enumerate(made["MLP-LLM"]):
+        assert np.array_equal(scores, run.changed(seed=seed).scores("MLP-LLM")), seed
+    assert not np.array_equal(*made["MLP-LLM"])
