@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import paper, results, speed
+from . import paper, results, settings_page, speed
 from .paths import project_root, shipped
 from .work import LLMS
 
@@ -98,7 +98,8 @@ def write(profile: str = "laptop") -> Path:
     frame, root = entries(profile), project_root()
     target = root / "book" / "ledger.md"
     texts = {target: page(frame), root / "data" / "results" / profile / "ledger.json": _json(frame),
-             root / "book" / "paper_itself.md": paper.page()}  # fmt: skip
+             root / "book" / "paper_itself.md": paper.page(),
+             root / "book" / "appendix" / "hyperparameters.md": settings_page.page()}  # fmt: skip
     for path, text in texts.items():
         partial = path.with_suffix(".partial")
         partial.write_text(text)

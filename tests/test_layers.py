@@ -10,7 +10,7 @@ import allmrec_lib
 ORDER = [
     "paths", "processes", "meter", "store", "llm.prompts", "config", "shares", "metrics", "datasets", "sequences", "training", "text", "recommenders", "scenarios", "prepared", "alignment",
     "llm.backbone", "llm.soft_tokens", "llm.decoding", "llm.pocket_model", "llm.pocket_corpus", "llm.pocket_skills",
-    "llm.pocket", "projections", "ranker", "allmrec", "tallrec", "results", "paper", "work", "speed", "ledger", "cost", "cost_page",
+    "llm.pocket", "projections", "ranker", "allmrec", "tallrec", "results", "paper", "work", "speed", "settings_page", "ledger", "cost", "cost_page",
     "experiment", "seeds", "yes_no", "transfer", "genres", "inside", "report", "tune", "train", "memory", "preflight", "runner", "__main__",
 ]  # fmt: skip
 FOLDER = Path(allmrec_lib.__file__).parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from allmrec_lib import ledger, metrics, paper, results
+from allmrec_lib import ledger, metrics, paper, results, settings_page
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,6 +18,7 @@ def test_the_page_is_what_the_results_give():
     assert (ROOT / "book" / "ledger.md").read_text() == ledger.page(frame)
     assert (ROOT / "data" / "results" / "laptop" / "ledger.json").read_text() == ledger._json(frame)
     assert (ROOT / "book" / "paper_itself.md").read_text() == paper.page()
+    assert (ROOT / "book" / "appendix" / "hyperparameters.md").read_text() == settings_page.page()
 
 
 def test_the_arithmetic_of_the_papers_page():
