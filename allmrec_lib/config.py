@@ -22,7 +22,7 @@ from . import processes
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 PROFILES = ("smoke", "laptop", "paper")
 INTERRUPTED = "interrupted; the same command goes on from here"  # what a command says of Ctrl-C
-AT_LEAST_ONE = {"history", "negatives", "batch_size", "dim", "max_len", "seeds", "llm_seeds", "epochs", "patience",
+AT_LEAST_ONE = {"history", "negatives", "batch_size", "read_at_once", "dim", "max_len", "seeds", "llm_seeds", "epochs", "patience",
                 "eval_every"}
 
 
@@ -164,6 +164,7 @@ class LLMConfig:
     weights: str = "fp32"  # "bf16"; "int8": the linear layers in 8 bits, by bitsandbytes
     device_map: str = ""  # "auto": over all cards that one process sees, for an LLM that no single one holds
     checkpointing: bool = False  # activations are computed again in the backward pass: less memory, a third more time
+    read_at_once: int = 32  # prompts read side by side when the test rows are scored
 
 
 @dataclass(frozen=True)

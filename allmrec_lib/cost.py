@@ -24,7 +24,7 @@ import pandas as pd
 
 from .config import ConfigError, Profile, load_profile
 from .paths import shipped
-from .speed import number, read_rows, results_file, table
+from .speed import number, read_rows, table
 from .work import LLMS, Shape, answer_flops, encoder_flops, encoder_shape, step_flops
 
 TEST_BATCH = 32  # rows that are asked at once for the test users
@@ -64,7 +64,7 @@ class Size:
 
 def constants() -> dict[str, Any]:
     """What the benchmarks measured. Raises CostError where they were not run."""
-    path = results_file("cost")
+    path = shipped("data/results/cost.json")
     if not path.exists():
         raise CostError(f"{path.name} is not there: run `make bench`, which measures the constants")
     return json.loads(path.read_text())
@@ -99,6 +99,14 @@ def measured_card(name: str = "") -> dict[str, Any] | None:
     where none was."""
     found = [row for row in read_rows(shipped("data/results/card.json")) if not name or _is(name, row["device"])]
     return max(found, key=lambda row: LLMS[row["llm"]].parameters, default=None)
+
+
+def sold_as(device: str) -> str:
+    """The name in ``data/gpus.csv`` of a device as its driver calls it. Raises CostError where the file has none."""
+    names = [name for name in pd.read_csv(shipped("data/gpus.csv"))["name"] if _is(name, device)]
+    if not names:
+        raise CostError(f"data/gpus.csv does not have {device!r}; add it there")
+    return max(names, key=len)
 
 
 def _gpu(sold: Any, tflops: pd.Series) -> Device:

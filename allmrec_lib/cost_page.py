@@ -88,7 +88,7 @@ The most memory that a step takes, beside what the preflight counts for prompts 
 
 def settings_of(model: str, dataset: str, profile: str) -> str | None:
     """A hash of the settings that a model is trained with; None for what is no model."""
-    section = {"Stage 1": "stage1", "Stage 2": "stage2"}.get(model, model.partition(" ")[0].lower())
+    section = {"Stage 1": "stage1", "Stage 2": "stage2", "data and libraries alone": ""}.get(model, model.partition(" ")[0].lower())
     values = getattr(load_profile(profile, dataset), section, None)
     return values and hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 

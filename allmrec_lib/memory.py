@@ -20,7 +20,6 @@ from .tallrec import with_adapters
 
 BYTES = {"fp32": 4, "bf16": 2, "int8": 2}  # of what is computed with
 ADAM = 16  # bytes for a parameter that learns: weight, gradient and two moments, fp32
-READ_AT_ONCE = 32  # prompts, when the test rows are scored: ``LLMRecommender.predict``
 SLACK = 1.1  # what the allocator and the device's own libraries take besides
 
 
@@ -131,9 +130,9 @@ def needed(config, profile: Profile, prompt: int, answer: int) -> Need:
     if settings.checkpointing:
         recompute_layers(model)
     batches = profile.stage2.batch_size, profile.tallrec.batch_size
-    logits = [3 * 4 * rows * answer * config.vocab_size for rows in (*batches, READ_AT_ONCE * candidates)]
+    logits = [3 * 4 * rows * answer * config.vocab_size for rows in (*batches, settings.read_at_once * candidates)]
     stage2 = held + copied + ADAM * heads + activation_bytes(model, batches[0], prompt + answer, dtype) + logits[0]
-    read = cache_bytes(config, READ_AT_ONCE, prompt + candidates * answer, each)
+    read = cache_bytes(config, settings.read_at_once, prompt + candidates * answer, each)
     scoring = held + copied + read + min(logits[2], 3 * 4 * 4096 * config.vocab_size)
     adapted = with_adapters(model, profile.tallrec)
     own = sum(p.numel() for p in adapted.parameters() if p.requires_grad)

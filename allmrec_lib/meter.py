@@ -45,8 +45,8 @@ def give_back_memory(every_s: float = 10.0) -> None:
 class Meter:
     """``with Meter() as meter: ...``, then ``meter.made``: ``wall_s``, ``peak_mb`` and ``device``.
 
-    Seconds are those of this meter alone: what was made inside, under a meter of its own, is left out. The peak is the
-    GPU's allocated memory where one is in use, else the process's resident memory, what was loaded before included.
+    Seconds are those of this meter alone: what was made inside, under a meter of its own, is left out. The peak is what
+    is allocated on all GPUs where one is in use, else the process's resident memory, what was loaded before included.
     """
 
     _running: list[Meter] = []
@@ -71,7 +71,7 @@ class Meter:
 
 def _peak_mb() -> float:
     if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 2**20
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
@@ -83,6 +83,7 @@ def _peak_mb() -> float:
 def _forget_peak() -> None:
     """Start the peak anew, where the system can: on others it stays that of the process so far."""
     if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+        for card in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(card)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

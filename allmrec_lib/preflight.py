@@ -4,8 +4,8 @@
 
 Prints one line a check, with the command that mends it, and exits with 1 when the run cannot succeed. ``runner`` asks it
 before it executes a chapter, unless the small LLM runs on a CPU; ``--anyway`` there, or ``ALLMREC_ANYWAY=1``, goes on all
-the same. Memory is counted from the LLM's configuration (``memory``), for prompts of :data:`TITLE` tokens a title; hours are
-on the book's page on cost.
+the same. Memory is counted from the LLM's configuration (``memory``), for prompts of :data:`TITLE` tokens a title; hours come
+from measured constants (``cost``).
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from .config import ConfigError, Profile, load_profile
+from .cost import CostError, hours, predict, sold_as
 from .datasets import SOURCES
 from .datasets.base import DataError
 from .datasets.download import data_root, find_wheel
@@ -76,6 +80,18 @@ def snapshot(name: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def hub_files(name: str) -> list[str] | None:
+    """What the hub has of a model; None where it does not answer, or does not know the model."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    unreachable = HfHubHTTPError.__bases__  # of whatever library the hub's own asks with
+    try:
+        return [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings or []]
+    except unreachable:
+        return None
+
+
 def missing_in(folder: Path) -> str:
     """What a model's folder lacks, "" when it is whole: configuration, tokenizer, every file of safetensors weights."""
     from safetensors import SafetensorError, safe_open
@@ -112,6 +128,10 @@ def weights(name: str, role: str = "LLM", must: bool = True, convert: str = CONV
         return Check(role, failed, f"{name!r} is no folder, and a hub name (owner/name) it cannot be", "give the folder's path")
     if offline():
         return Check(role, failed, f"{name} is not in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)", fetch)
+    files = hub_files(name)
+    if files and not any(file.endswith(".safetensors") for file in files):
+        found = f"{name}: the hub has its weights as .bin, and safetensors only are read"
+        return Check(role, failed, found, convert.format(name=name))
     return Check(role, None, f"{name} is not on this machine; it will be fetched from the hub", fetch)
 
 
@@ -146,16 +166,43 @@ def card(device: str) -> Check:
     return Check("device", True, f"{device} is here")
 
 
+@cache
+def cards() -> list[tuple[str, int]]:
+    """Name and free bytes of every GPU, asked by a process of its own: who asks keeps some of a card's memory while it lives."""
+    asked = ("import json, torch; print(json.dumps([[torch.cuda.get_device_name(card), torch.cuda.mem_get_info(card)[0]] "
+             "for card in range(torch.cuda.device_count())]))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the GPUs do not say how much memory is free: {done.stderr.strip().splitlines()[-1]}")
+    return [(name, free) for name, free in json.loads(done.stdout)]
+
+
+def used_cards(device: str, spread: bool) -> list[tuple[str, int]]:
+    """Those of :func:`cards` that a run uses: all, with ``spread``; none on a CPU."""
+    if not device.startswith("cuda"):
+        return []
+    return cards() if spread else [cards()[int(device.partition(":")[2] or 0)]]
+
+
 def device_memory(device: str, spread: bool) -> tuple[float, str]:
     """Free GB on the card (all cards, with ``spread``), or in the machine's memory for ``cpu``; and what that is."""
     import psutil
-    import torch
 
-    if not device.startswith("cuda"):
+    if not (used := used_cards(device, spread)):
         return psutil.virtual_memory().available / 1e9, "free memory"
-    cards = range(torch.cuda.device_count()) if spread else [torch.device(device).index or torch.cuda.current_device()]
-    names = ", ".join(torch.cuda.get_device_name(card) for card in cards)
-    return sum(torch.cuda.mem_get_info(card)[0] for card in cards) / 1e9, f"free on {names}"
+    return sum(free for _, free in used) / 1e9, f"free on {', '.join(name for name, _ in used)}"
+
+
+def duration(profile: Profile, llm: str, device: str) -> Check:
+    """Hours of SASRec, both stages, TALLRec and the test rows, which is what chapters 3 to 6 and TALLRec take; never a reason
+    to stop."""
+    try:
+        used = used_cards(device, bool(profile.llm.device_map))
+        phases, _ = predict(profile, llm, sold_as(used[0][0]) if used else "cpu")
+    except CostError as error:
+        return Check("time", None, f"unknown: {error}")
+    each = ", ".join(f"{row.phase} {(row.seconds + row.validation_s) / 3600:.1f}" for row in phases.itertuples())
+    return Check("time", None, f"{hours(phases):.1f} hours at most ({each}); chapters 7 to 17 train more on top")
 
 
 def memory(need: Need, profile: Profile, device: str) -> Check:
@@ -165,10 +212,12 @@ def memory(need: Need, profile: Profile, device: str) -> Check:
     found = f"{need.most:.1f} GB at the most ({parts}; weights alone {need.weights:.1f}), {free:.1f} GB {where}"
     if need.most <= free:
         return Check("memory", True, found)
-    ways = [way for way, used in (("llm.weights = bf16", profile.llm.weights != "fp32"),
-                                  ("llm.checkpointing = true", profile.llm.checkpointing),
-                                  ("llm.device_map = auto, one process over several cards", bool(profile.llm.device_map)),
-                                  ("llm.weights = int8", profile.llm.weights == "int8")) if not used]  # fmt: skip
+    fewer, training = max(profile.llm.read_at_once // 4, 1), max(need.stage2, need.tallrec)
+    ways = [way for way, useless in (("llm.weights = bf16", profile.llm.weights != "fp32"),
+                                     (f"llm.read_at_once = {fewer}", need.scoring <= free),
+                                     ("llm.checkpointing = true", profile.llm.checkpointing or training <= free),
+                                     ("llm.device_map = auto, one process over several cards", bool(profile.llm.device_map)),
+                                     ("llm.weights = int8", profile.llm.weights == "int8")) if not useless]  # fmt: skip
     fix = f"in {profile.name}.yaml, the first that is enough: " + "; ".join([*ways, "a smaller LLM, or more memory"])
     return Check("memory", False, found, fix)
 
@@ -230,9 +279,12 @@ def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pock
         enough = prompt + TITLE <= limit
         fix = "" if enough else "lower stage2.history or data.negatives, or take an LLM that reads more"
         yield Check("prompt", enough, f"about {prompt + TITLE} tokens, {limit} at the most", fix)
+    if settings.llm.weights == "int8" and find_spec("bitsandbytes") is None:
+        yield Check("8 bits", False, "llm.weights = int8 needs bitsandbytes, which is not here", "pip install bitsandbytes")
     need = needed(config, settings, prompt, TITLE)
     if here.ok:
         yield memory(need, settings, device)
+        yield duration(settings, llm, device)
     yield disk(need, settings, found.ok is None)
 
 

@@ -50,7 +50,7 @@ class LLMRecommender:
         sizes = batch.lengths[place]
         return batch.ids[place][:, :, : int(sizes.max())], sizes
 
-    def predict(self, rows: Rows, candidates: Candidates, x: Tensor, mode: str = "constrained", batch: int = 32,
+    def predict(self, rows: Rows, candidates: Candidates, x: Tensor, mode: str = "constrained", batch: int | None = None,
                 label: str | None = None) -> np.ndarray:  # fmt: skip
         """Scores (N, C) of all candidates.
 
@@ -64,7 +64,7 @@ class LLMRecommender:
         order = torch.tensor([len(p) for p in prompts]).argsort(descending=True, stable=True)
         out = np.zeros((len(rows), candidates.items.shape[1]), dtype=np.float32)
         self.module.eval()
-        parts = list(order.split(batch))
+        parts = list(order.split(batch or self.backbone.read_at_once))
         shown = f"{label or type(self).__name__} ({mode})"
         bar = tqdm(total=len(parts), desc=shown, disable=quiet(), leave=False, unit="batch")
 

@@ -11,6 +11,7 @@ The artifact is the same for any number of processes (``shares``), and lies unde
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
@@ -58,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--modes", nargs="*", default=MODES[:1], choices=MODES, help="how an LLM answers; none: do not score")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.SETTING=VALUE", help="change a setting")
     args = parser.parse_args(arguments)
+    if not args.device.startswith("cuda"):
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    processes.together()  # which card is whose: before an LLM is loaded
     try:
         run = Experiment(args.dataset, args.profile, args.seed, full_name(args.llm), args.device, parsed(args.set))
         train(args.models, run, args.modes)

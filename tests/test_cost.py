@@ -125,7 +125,9 @@ def test_what_is_not_known_is_named(option, value, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_without_measured_constants_the_command_to_get_them_is_named(home):
+def test_without_measured_constants_the_command_to_get_them_is_named(home, monkeypatch):
+    assert cost.constants()  # those that come with the project
+    monkeypatch.setattr(cost, "shipped", lambda name: home / name)
     with pytest.raises(cost.CostError, match="make bench"):
         cost.constants()
 

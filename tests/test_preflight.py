@@ -79,7 +79,7 @@ def test_a_run_that_has_everything_passes(llm, home, capsys):
     assert preflight.main(["--dataset", "simulated", "--profile", "smoke", "--llm", str(llm)]) == 0
     out = capsys.readouterr().out
     asked = [line.split()[1].rstrip(":") for line in out.splitlines()]
-    assert "FAIL" not in out and asked == ["data", "device", "sentence", "LLM", "prompt", "memory", "disk"]
+    assert "FAIL" not in out and asked == ["data", "device", "sentence", "LLM", "prompt", "memory", "time", "disk"]
     assert preflight.main(["--dataset", "simulated", "--profile", "smoke"]) == 0  # the small LLM that ships
 
 
@@ -90,11 +90,31 @@ def failures(**parameters) -> dict[str, preflight.Check]:
 def test_too_little_memory_says_how_to_need_less(llm, home, monkeypatch):
     monkeypatch.setattr(preflight, "device_memory", lambda *_: (1e-6, "free memory"))
     found = failures(llm=str(llm))
-    assert set(found) == {"memory"} and "llm.weights = bf16; llm.checkpointing = true" in found["memory"].fix
+    assert set(found) == {"memory"} and "llm.weights = bf16; llm.read_at_once = 8; llm.checkpointing = true" in found["memory"].fix
     if not torch.cuda.is_available():
         monkeypatch.undo()
         assert set(failed := failures(llm=str(llm), device="cuda")) == {"device"} and "no CUDA card" in failed["device"].found
     assert "cpu, cuda" in failures(llm=str(llm), device="gpu")["device"].fix
+
+
+def test_a_card_is_asked_for_its_memory_and_for_how_long(llm, home, monkeypatch):
+    preflight.cards.cache_clear()
+    monkeypatch.setattr(preflight, "cards", lambda: [("NVIDIA A100-SXM4-80GB", 8 * 10**10), ("NVIDIA RTX A6000", 10**9)])
+    assert preflight.device_memory("cuda", False) == (80.0, "free on NVIDIA A100-SXM4-80GB")
+    assert preflight.device_memory("cuda:1", False)[0] == 1.0 and preflight.device_memory("cuda", True)[0] == 81.0
+    profile = preflight.load_profile("paper", "beauty")
+    on = {device: preflight.duration(profile, "facebook/opt-6.7b", device).found for device in ("cuda", "cuda:1")}
+    assert all(found.startswith(tuple("123456789")) and "Stage 2" in found for found in on.values()) and on["cuda"] != on["cuda:1"]
+    monkeypatch.setattr(preflight, "cards", lambda: [("NVIDIA Something", 1)])
+    assert "gpus.csv does not have 'NVIDIA Something'" in preflight.duration(profile, "facebook/opt-6.7b", "cuda").found
+    assert preflight.duration(profile, "nobody/knows-this", "cpu").ok is None
+
+
+def test_scoring_alone_too_large_is_mended_by_reading_fewer_prompts(monkeypatch):
+    monkeypatch.setattr(preflight, "device_memory", lambda *_: (24.0, "free memory"))
+    profile = preflight.load_profile("paper", "beauty", {"llm.weights": "int8", "llm.checkpointing": True})
+    need = preflight.Need(10**9, 10**6, weights=7.0, stage2=10.0, tallrec=10.0, scoring=34.0)
+    assert "llm.read_at_once = 8" in preflight.memory(need, profile, "cuda").fix
 
 
 def test_missing_weights_are_named_with_the_command(llm, home, monkeypatch):
@@ -110,6 +130,13 @@ def test_missing_weights_are_named_with_the_command(llm, home, monkeypatch):
     check = failures(llm="nobody/has-this")["LLM"]
     assert "HF_HUB_OFFLINE" in check.found and check.fix.startswith("hf download nobody/has-this")
     assert "is no folder" in failures(llm="/no/such/folder")["LLM"].found
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(preflight, "hub_files", lambda name: ["config.json", "pytorch_model-00001-of-00002.bin"])
+    check = failures(llm="nobody/has-this")["LLM"]
+    assert "the hub has its weights as .bin" in check.found and "nobody/has-this" in check.fix and "save_pretrained" in check.fix
+    for files in (None, ["config.json", "model.safetensors"]):
+        monkeypatch.setattr(preflight, "hub_files", lambda name, files=files: files)
+        assert preflight.weights("nobody/has-this").ok is None
 
 
 def test_pickled_weights_of_a_sentence_encoder_are_named_with_their_own_command(home, tmp_path, monkeypatch):

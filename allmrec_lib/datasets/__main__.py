@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..config import INTERRUPTED
 from ..llm.prompts import DOMAINS
+from ..paths import shipped
 from . import SOURCES, DataError, Dataset, data_root, load
 from .authors import beauty_files
 from .base import NO_TITLE
@@ -29,10 +30,7 @@ PAPER_ROW = {"beauty_raw": "beauty"}
 
 def paper_statistics(name: str) -> dict[str, float]:
     """The paper's Table 2 row of a dataset; empty when the paper does not use it."""
-    path = data_root() / "paper" / "table_02.csv"
-    if not path.exists():
-        return {}
-    table = pd.read_csv(path)
+    table = pd.read_csv(shipped("data/paper") / "table_02.csv")
     return table[table["dataset"] == PAPER_ROW.get(name, name)].set_index("metric")["value"].to_dict()
 
 

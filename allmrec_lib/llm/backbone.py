@@ -49,7 +49,8 @@ class Backbone:
     """A causal LM whose weights never change.
 
     ``template`` is the prompt it can follow (``paper`` unless its card says otherwise), ``title_tokens`` how many tokens
-    of a title a prompt shows at least (None: all), ``spread`` the standard deviation of its token embeddings.
+    of a title a prompt shows at least (None: all), ``spread`` the standard deviation of its token embeddings, ``read_at_once``
+    how many prompts are read side by side where rows are scored.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Backbone:
     title_tokens: int | None
     precision: str = "fp32"
     reads: Reads | None = None
+    read_at_once: int = 32
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -69,6 +71,11 @@ class Backbone:
     def twin(self) -> Backbone:
         """The same LLM with modules of its own, for adapters to go into; the weights are the same in memory."""
         shared = {id(weight): weight for weight in self.model.parameters()}
+        for module in self.model.modules():  # 8 bits: who is called first would take codes and scales away from the shared weight
+            if getattr(getattr(module, "weight", None), "CB", None) is not None:
+                module.init_8bit_state()
+            state = getattr(module, "state", None)
+            shared |= {id(held): held for held in (getattr(state, "CB", None), getattr(state, "SCB", None)) if held is not None}
         return replace(self, model=copy.deepcopy(self.model, shared))
 
     @property
@@ -176,7 +183,8 @@ def load_backbone(name: str = POCKET, device: str = "cpu", dtype: torch.dtype | 
     card = json.loads(card_path.read_text()) if card_path.exists() else {}
     known = TEMPLATES | {TEXT_ONLY.name: TEXT_ONLY}
     chosen = known[template or card.get("template", "paper")]
-    return Backbone(name, model, tokenizer, chosen, card.get("max_title_tokens"), precision, Reads.of(card))
+    return Backbone(name, model, tokenizer, chosen, card.get("max_title_tokens"), precision, Reads.of(card),
+                    settings.read_at_once)
 
 
 def frozen_backbone(name: str, device: str, precision: str, settings: LLMConfig) -> Backbone:

@@ -26,7 +26,8 @@ class Prefix:
 
     def keep(self, rows: Tensor) -> None:
         """Keep only some rows (an index tensor)."""
-        self.cache.batch_select_indices(rows)
+        for layer in self.cache.layers:  # which may lie on several cards
+            layer.batch_select_indices(rows.to(layer.keys.device))
         self.lengths, self.log_probs = self.lengths[rows], self.log_probs[rows]
 
 

@@ -126,7 +126,7 @@ def constants(world: World, films: World, batch: int = 8) -> dict[str, Any]:
     shown = world.test.take(torch.arange(512))
     return {"device": device_name(), **best, "sasrec": sasrec_constants(),
             "evaluation_s": seconds(lambda: score_rows(world.cf, rows, shown)) / 512,
-            "calls": {r["what"]: r["calls"] for r in read_rows(results_file("profiles"))},
+            "calls": {r["what"]: r["calls"] for r in read_rows(results_file("profiles")) if r.get("llm") in (None, "pocket")},
             "tokens": token_counts(worlds), "text_tokens": lengths, "kept_floats": kept_floats(world),
             "shares": shares(world, films, best["gflops"], batch),
             "sizes": {w.name: (w.sequences.n_users, w.sequences.n_items, len(w.sequences.flat)) for w in worlds},

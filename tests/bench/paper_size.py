@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from allmrec_lib import work
-from allmrec_lib.config import SequentialConfig, Stage2Config, load_profile
-from allmrec_lib.memory import READ_AT_ONCE, needed
+from allmrec_lib.config import LLMConfig, SequentialConfig, Stage2Config, load_profile
+from allmrec_lib.memory import needed
 from allmrec_lib.ranker import AnswerTask, train_answers
 from allmrec_lib.recommenders.sasrec import SASRec
 from allmrec_lib.recommenders.sequential import SequentialTask
@@ -32,6 +32,7 @@ from .table10 import sides, step, table10
 from .where import llm_steps, peaks, profiled
 from .worlds import World, allmrec
 
+READ_AT_ONCE = LLMConfig().read_at_once
 CARD_KEYS = ("device", "llm", "batch")
 
 
