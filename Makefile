@@ -50,9 +50,9 @@ tune: $(STAMP) ## try the paper's learning rates on validation: MODEL=GRU4Rec DA
 	@test -n "$(MODEL)" || (echo "say which model: make tune MODEL=GRU4Rec" && exit 2)
 	@$(BIN)/python -m allmrec_lib.tune $(MODEL) --dataset $(DATASET) --profile $(PROFILE) --seed $(SEED) --llm $(LLM) --device $(DEVICE)
 
-grid: $(STAMP) ## chapters x datasets x seeds: DATASETS="movielens beauty" SEEDS="0 1" LLMS=pocket CHAPTERS="01 02" JOBS=1
+grid: $(STAMP) ## chapters x datasets x seeds: DATASETS="movielens beauty" SEEDS="0 1" LLMS=pocket CHAPTERS="01 02" JOBS=1 GRID="options of snakemake"
 	@test -x $(BIN)/snakemake || $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[grid]'
-	@PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --jobs $(JOBS) --keep-going --nolock --rerun-incomplete --rerun-triggers mtime params --quiet rules \
+	@PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --jobs $(JOBS) --keep-going --nolock --rerun-incomplete --rerun-triggers mtime params --quiet rules $(GRID) \
 	  --config datasets="$(DATASETS)" seeds="$(SEEDS)" llms="$(LLMS)" chapters="$(CHAPTERS)" profile=$(PROFILE) device=$(DEVICE)
 
 ledger: $(STAMP) ## write the page of the paper's claims from the recorded results

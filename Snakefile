@@ -45,7 +45,7 @@ def before(wildcards):
     return [own, *([stamp(wildcards.folder, stems[name].stem)] if name else [])]
 
 
-for folder in RUNS:  # a copy that somebody deleted is made again
+for folder in RUNS if workflow.is_main_process else []:  # a copy that somebody deleted is made again
     for chapter in CHAPTERS:
         if not (project_root() / folder / f"{chapter.stem}.ipynb").exists():
             Path(stamp(folder, chapter.stem)).unlink(missing_ok=True)

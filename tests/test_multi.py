@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,6 +206,47 @@ def test_what_is_not_there_is_an_error_that_names_the_fix(llm, monkeypatch):
     monkeypatch.setattr("allmrec_lib.llm.backbone.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install bitsandbytes"):
         load_backbone(llm, settings=LLMConfig(weights="int8"))
+    monkeypatch.setattr("allmrec_lib.processes.count", lambda: 2)
+    with pytest.raises(ValueError, match="leave one of the two"):
+        load_backbone(llm, settings=LLMConfig(device_map="auto"))
+
+
+def test_processes_are_together_before_an_llm_is_loaded(monkeypatch):
+    """With cards, this is what gives each process its own; on CPUs the cards of the machine are left alone."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    order = []
+    monkeypatch.setattr("allmrec_lib.processes.together", lambda: order.append(os.environ["ACCELERATE_USE_CPU"]))
+    monkeypatch.setattr(train, "Experiment", lambda *_: order.append("experiment"))
+    monkeypatch.setattr(train, "train", lambda *_: None)
+    assert train.main(["A-LLMRec", "--device", "cuda"]) == train.main(["A-LLMRec"]) == 0
+    assert order == ["false", "experiment", "true", "experiment"]
+
+
+class EightBit(torch.nn.Module):
+    """As bitsandbytes has it: the first call takes codes and scales from the weight into a state of the module."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(6).reshape(2, 3).to(torch.int8), requires_grad=False)
+        self.weight.CB, self.weight.SCB = self.weight.data, torch.tensor([[0.5], [0.25]])
+        self.state = SimpleNamespace(CB=None, SCB=None)
+
+    def init_8bit_state(self):
+        self.state.CB, self.state.SCB = self.weight.CB, self.weight.SCB
+        self.weight.CB = self.weight.SCB = None
+
+    def forward(self, x):
+        if self.weight.CB is not None:
+            self.init_8bit_state()
+        return x @ (self.state.CB * self.state.SCB).T
+
+
+def test_a_twin_in_8_bits_shares_codes_and_scales(llm):
+    backbone = load_backbone(llm)
+    backbone.model.added = EightBit()
+    twin, x = backbone.twin(), torch.ones(1, 3)
+    assert torch.equal(twin.model.added(x), backbone.model.added(x)) and float(twin.model.added(x)[0, 0]) == 1.5
+    assert twin.model.added.state.CB is backbone.model.added.state.CB
 
 
 def test_an_llm_is_found_offline_in_a_folder_or_not_at_all(llm):

@@ -166,6 +166,15 @@ def test_the_command_downloads_reads_and_shows(server: Server, empty_home: Path,
     assert datasets.load("toys").n_users == 6
 
 
+def test_hashes_are_those_of_their_edition(monkeypatch, tmp_path):
+    """The metadata of 2014 and of 2018 have one name."""
+    held = {}
+    monkeypatch.setattr(catalogue, "fetch_first", lambda urls, hashes, folder: held.setdefault(urls[0].split("/")[-1], []).append(hashes))
+    for name in ("video_games", "video_games_2014"):
+        catalogue.fetch_raw(tmp_path, name)
+    assert held["meta_Video_Games.json.gz"] == [catalogue.HASHES, {}]
+
+
 def test_beauty_is_fetched_raw_where_the_authors_files_are_not(server: Server, empty_home: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(catalogue, "HASHES", {})
     monkeypatch.setitem(catalogue.MIRRORS, 2018, (server.url("{kind}/{file}.json.gz"),))

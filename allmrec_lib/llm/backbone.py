@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .. import processes
 from ..config import LLMConfig
 from ..paths import shipped
 from ..shares import recomputing
@@ -203,6 +204,8 @@ def loading_options(settings: LLMConfig, device: str) -> dict[str, Any]:
     if settings.weights not in known:
         raise ValueError(f"unknown llm.weights {settings.weights!r}; one of {', '.join(known)}")
     options: dict[str, Any] = {"dtype": known[settings.weights]}
+    if settings.device_map and processes.count() > 1:
+        raise ValueError("llm.device_map spreads an LLM over the cards of one process, and several are at work: leave one of the two")
     if settings.device_map:
         options["device_map"] = settings.device_map
     if settings.weights == "int8":

@@ -16,6 +16,9 @@ SIZES = {"opt-125m": (768, 12, 12, 768), "opt-350m": (1024, 24, 16, 512), "opt-1
          "opt-2.7b": (2560, 32, 32, 2560), "opt-6.7b": (4096, 32, 32, 4096)}  # fmt: skip
 
 
+FILES = ("vocab.json", "merges.txt")
+
+
 def llm_of(name: str, device: str = "cpu") -> Backbone:
     """An OPT of :data:`SIZES` with random weights, or any LLM that the library loads."""
     return opt(name, device) if name in SIZES else load_backbone(name, device)
@@ -27,12 +30,19 @@ def projection_for(name: str) -> str:
 
 
 def vocabulary() -> Path:
-    """The folder of GPT-2's byte-pair vocabulary, which OPT tokenises with (its ids differ, its cuts do not)."""
+    """The folder of GPT-2's byte-pair vocabulary, which OPT tokenises with (its ids differ, its cuts do not): in
+    ``$ALLMREC_DATA`` or ``data/raw``, else from the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
     for root in (os.environ.get("ALLMREC_DATA"), project_root() / "data" / "raw"):
         if root and (Path(root) / "gpt2_bpe" / "vocab.json").exists():
             return Path(root) / "gpt2_bpe"
-    raise FileNotFoundError("gpt2_bpe/vocab.json and gpt2_bpe/merges.txt (the files of the hub's gpt2) were found neither in "
-                            "$ALLMREC_DATA nor in data/raw; put them there")  # fmt: skip
+    try:
+        return Path(snapshot_download("openai-community/gpt2", allow_patterns=list(FILES)))
+    except (OSError, *HfHubHTTPError.__bases__) as error:
+        raise FileNotFoundError("GPT-2's vocab.json and merges.txt are not on this machine, and the hub (openai-community/gpt2) does "
+                                f"not send them ({error}); put them into data/raw/gpt2_bpe") from error  # fmt: skip
 
 
 def tokenizer():
