@@ -43,9 +43,9 @@ def give_back_memory(every_s: float = 10.0) -> None:
 
 
 class Meter:
-    """``with Meter() as meter: ...``, then ``meter.made``: ``wall_s``, ``peak_mb`` and ``device``.
+    """``with Meter() as meter: ...``, then ``meter.made``: ``wall_s``, ``peak_mb``, ``device``, and ``tokens`` where an LLM read.
 
-    Seconds are those of this meter alone: what was made inside, under a meter of its own, is left out. The peak is what
+    Seconds and tokens are those of this meter alone: what was made inside, under a meter of its own, is left out. The peak is what
     is allocated on all GPUs where one is in use, else the process's resident memory, what was loaded before included.
     """
 
@@ -56,6 +56,7 @@ class Meter:
             outer.peak = max(outer.peak, _peak_mb())
         self.begin, self.inside, self.peak = time.monotonic(), 0.0, 0.0
         self.made: dict[str, Any] = {}
+        self.tokens = 0
         self._running.append(self)
         _forget_peak()
         return self
@@ -67,6 +68,13 @@ class Meter:
             outer.inside, outer.peak = outer.inside + seconds, max(outer.peak, self.peak)
         device = device_name("cuda" if torch.cuda.is_initialized() else "cpu")
         self.made = {"wall_s": round(seconds - self.inside, 1), "peak_mb": round(self.peak), "device": device}
+        self.made |= {"tokens": self.tokens} if self.tokens else {}
+
+    @classmethod
+    def read(cls, tokens: int) -> None:
+        """An LLM has read so many tokens, padding included."""
+        for inner in cls._running[-1:]:
+            inner.tokens += tokens
 
 
 def _peak_mb() -> float:

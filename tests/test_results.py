@@ -7,8 +7,10 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from allmrec_lib import meter, report, results
+from allmrec_lib.llm.backbone import load_backbone
 from allmrec_lib.meter import Meter
 from allmrec_lib.store import Store
 
@@ -63,6 +65,17 @@ def test_a_meter_starts_its_peak_anew(monkeypatch):
     with Meter() as outer, Meter() as inner:  # the outer one opens the inner one, and closes last
         pass
     assert (inner.made["peak_mb"], outer.made["peak_mb"]) == (300, 900)
+
+
+def test_tokens_are_those_that_an_llm_read_under_that_meter():
+    backbone = load_backbone()
+    with Meter() as outer:
+        with Meter() as inner:
+            backbone.hidden(torch.zeros(2, 7, backbone.embedding.embedding_dim))
+        backbone.hidden(torch.zeros(1, 5, backbone.embedding.embedding_dim))
+    with Meter() as none:
+        pass
+    assert (inner.made["tokens"], outer.made["tokens"], "tokens" in none.made) == (14, 5, False)
 
 
 def test_the_system_starts_the_peak_anew():

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import processes
 from ..config import LLMConfig
+from ..meter import Meter
 from ..paths import shipped
 from ..shares import recomputing
 from ..training import autocast
@@ -126,6 +127,7 @@ class Backbone:
 
     def hidden(self, embeds: Tensor, **cache) -> Tensor:
         """Last hidden states (B, T, d_token) for input embeddings (B, T, d_token); no logits are computed."""
+        Meter.read(embeds.shape[0] * embeds.shape[1])
         options = {"use_cache": False} | cache  # a cache that nobody reads would be filled again with every recomputed layer
         with autocast(self.device.type, self.precision):
             out = self.model.base_model(inputs_embeds=embeds.to(self.embedding.weight.dtype), **options).last_hidden_state
