@@ -77,6 +77,23 @@ def log_x(axes=None) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def differences(tests: dict[str, metrics.Comparison], label: str = "difference of Hit@1"):
+    """Paired differences with their 95% intervals, the first on top; what lies right of the line holds. Returns the figure."""
+    figure, axes = plt.subplots(figsize=(7.0, 0.28 * len(tests) + 0.9))
+    colours = {"holds": COLOURS[2], "fails": COLOURS[1], "undecided": COLOURS[0]}
+    for said, colour in colours.items():
+        own = [(-place, t) for place, t in enumerate(tests.values()) if verdict(t.low, t.high) == said]
+        if own:
+            place, found = zip(*own, strict=True)
+            error = [[t.difference - t.low for t in found], [t.high - t.difference for t in found]]
+            axes.errorbar([t.difference for t in found], place, xerr=error, fmt="o", capsize=3, color=colour, label=said)
+    axes.axvline(0, color=COLOURS[6], linewidth=1)
+    axes.set_yticks([-place for place in range(len(tests))], list(tests))
+    axes.set(xlabel=label)
+    axes.legend()
+    return figure
+
+
 def intervals(rows: list[dict[str, Any]] | pd.DataFrame, label: str = "Hit@1", chance: float | None = 0.05):
     """Models from best to worst with their 95% intervals; the paper's values as open diamonds. Returns the figure."""
     frame = pd.DataFrame(rows).sort_values("value")

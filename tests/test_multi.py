@@ -207,7 +207,7 @@ def test_what_is_not_there_is_an_error_that_names_the_fix(llm, monkeypatch):
     with pytest.raises(ImportError, match="pip install bitsandbytes"):
         load_backbone(llm, settings=LLMConfig(weights="int8"))
     monkeypatch.setattr("allmrec_lib.processes.count", lambda: 2)
-    with pytest.raises(ValueError, match="leave one of the two"):
+    with pytest.raises(ValueError, match="leave one"):
         load_backbone(llm, settings=LLMConfig(device_map="auto"))
 
 

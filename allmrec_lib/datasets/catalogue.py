@@ -33,7 +33,8 @@ MIRRORS = {
     ),
 }
 KINDS = {2018: ("categoryFiles", "metaFiles2"), 2014: ("", ""), 2023: ("review_categories", "meta_categories")}
-# Of the edition of 2018. Gift cards: our copies. The others: from the records of copies in public repositories (Git LFS). The lab publishes none.
+# Of the edition of 2018. Gift cards: our copies. The others: from the records of copies in public repositories (Git LFS).
+# The lab publishes none.
 HASHES = {
     "Gift_Cards_5.json.gz": "8122cc1059445c7880f6d740744887aaf697507a6cb6e62d0c66a0aaa3a4cb08",
     "meta_Gift_Cards.json.gz": "24ac90af3eb47d9c04458a61a44a76a882419190e027c6ec14ee0a993549c34a",

@@ -207,7 +207,7 @@ def loading_options(settings: LLMConfig, device: str) -> dict[str, Any]:
         raise ValueError(f"unknown llm.weights {settings.weights!r}; one of {', '.join(known)}")
     options: dict[str, Any] = {"dtype": known[settings.weights]}
     if settings.device_map and processes.count() > 1:
-        raise ValueError("llm.device_map spreads an LLM over the cards of one process, and several are at work: leave one of the two")
+        raise ValueError("llm.device_map spreads an LLM over the cards of one process, and several are at work: leave one")
     if settings.device_map:
         options["device_map"] = settings.device_map
     if settings.weights == "int8":
