@@ -103,11 +103,13 @@ def training(rows: list[dict]) -> str:
     now = [settings_of(r["model"], r["dataset"], r["profile"]) for r in rows]
     old = [r["model"] for r, settings in zip(rows, now, strict=True) if settings and r.get("settings") != settings]
     stale = f"\nMeasured before their settings or their code changed: {', '.join(old)}; the chapters train them longer or shorter.\n"
+    beside = {note: [r["model"] for r in rows if r.get("note") == note] for note in sorted({r.get("note") or "" for r in rows} - {""})}
+    busy = "".join(f" Beside {note} on the machine's other core: {', '.join(models)}." for note, models in beside.items())
     return f"""## What training took
 
 The `{rows[0]["profile"]}` profile on {devices}, one model after another in one run, each in a process of its own (`python -m
 tests.bench.training`). Memory is that of the whole process; the first line is what every process has before it trains.
-A-LLMRec's stages stand on SASRec; Stage 2 and TALLRec hold the frozen LLM.
+A-LLMRec is SASRec, Stage 1 and Stage 2 together, MLP-LLM is SASRec and Stage 2; Stage 2 and TALLRec hold the frozen LLM.{busy}
 
 {table(["model", "dataset", "numbers that learn", "epochs", "seconds", "peak MB"], lines)}{stale if old else ""}
 """
