@@ -103,7 +103,8 @@ def training(rows: list[dict]) -> str:
     now = [settings_of(r["model"], r["dataset"], r["profile"]) for r in rows]
     old = [r["model"] for r, settings in zip(rows, now, strict=True) if settings and r.get("settings") != settings]
     stale = f"\nMeasured before their settings or their code changed: {', '.join(old)}; the chapters train them longer or shorter.\n"
-    beside = {note: [r["model"] for r in rows if r.get("note") == note] for note in sorted({r.get("note") or "" for r in rows} - {""})}
+    notes = sorted({r["note"] for r in rows if r.get("note")})
+    beside = {note: [r["model"] for r in rows if r.get("note") == note] for note in notes}
     busy = "".join(f" Beside {note} on the machine's other core: {', '.join(models)}." for note, models in beside.items())
     return f"""## What training took
 

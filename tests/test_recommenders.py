@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, LongformerConfig, LongformerModel
 
 from allmrec_lib import metrics
@@ -21,7 +22,7 @@ from allmrec_lib.recommenders.gru4rec import GRU4Rec
 from allmrec_lib.recommenders.models import MODELS, model_named, train_recommender
 from allmrec_lib.recommenders.ncf import NCF, NCFTask
 from allmrec_lib.recommenders.nextitnet import CausalConvolution, NextItNet
-from allmrec_lib.recommenders.recformer import RecFormer
+from allmrec_lib.recommenders.recformer import RecFormer, RecFormerTask
 from allmrec_lib.sequences import Sequences, candidate_sets
 from allmrec_lib.text import encoder_path
 from allmrec_lib.training import fit
@@ -167,6 +168,14 @@ def test_it_learns_what_there_is_to_learn(name):
     assert x.shape == (len(rows), d) and model.item_embeddings().shape == (ITEMS + 1, d)
 
 
+def test_morecs_items_are_gelu_of_what_sentence_transformers_says():
+    model = built("MoRec")
+    said = SentenceTransformer(encoder_path(model.config.encoder)).encode([f"Title: {TITLES[4]}"], convert_to_tensor=True)[0].clone()
+    linear = model.dense.weight @ said + model.dense.bias
+    by_hand = 0.5 * linear * (1 + torch.erf(linear / 2**0.5))
+    assert torch.allclose(model.item_embeddings()[5], by_hand, atol=1e-4) and not model.item_embeddings()[0].any()
+
+
 def test_morecs_sentence_encoder_learns_with_it():
     config = MoRecConfig(**{**SMALL, "epochs": 1}, train_layers=1, max_text_tokens=16)
     sequences = chain(64)
@@ -234,6 +243,22 @@ def test_recformer_reads_the_newest_item_first():
     assert types[0].tolist() == [0, 1, 2, 2, 1, 2, 2]
     model.refresh()
     assert torch.allclose(model.item_embeddings()[9], model.user_representation(torch.tensor([[0, 0, 9]]))[0], atol=1e-5)
+
+
+def test_recformers_loss_tells_the_next_item_from_all_by_its_cosine():
+    model, sequences = built("RECFORMER"), chain(20)
+    model.refresh()
+    task, rows = RecFormerTask(model, sequences, candidate_sets(sequences, "validation"), "cpu", moving=True), torch.arange(5)
+    torch.manual_seed(3)
+    loss = task.loss(rows)
+    torch.manual_seed(3)
+    chosen = torch.multinomial((task.targets[rows] != 0).float(), 1)[:, 0].tolist()
+    by_hand = []
+    for row, place in enumerate(chosen):
+        past = task.inputs[row, : place + 1]
+        cosines = model.table[1:] @ model.user_representation(past[None])[0]
+        by_hand.append(-F.log_softmax(cosines / model.config.temperature, 0)[task.targets[row, place] - 1])
+    assert torch.isclose(loss, torch.stack(by_hand).mean(), atol=1e-4)
 
 
 def test_recformers_attention_with_a_window_over_everything_is_plain_attention():
