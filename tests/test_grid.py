@@ -79,6 +79,14 @@ def test_a_failing_chapter_stops_those_that_need_it_and_no_others(home):
     assert (home / "book" / "executed" / "simulated" / "05_c.ipynb").exists()
 
 
+@pytest.mark.parametrize(("given", "llm", "device"), [(["PROFILE=paper"], "facebook/opt-6.7b", "cuda"), ([], "pocket", "cpu"),
+                                                     (["PROFILE=paper", "LLM=/data/llm", "DEVICE=cpu"], "/data/llm", "cpu")])  # fmt: skip
+def test_the_paper_profile_is_of_its_llm_on_a_gpu_unless_told_otherwise(given, llm, device):
+    command = ["make", "--dry-run", "--directory", str(ROOT), "grid", 'GRID=--executor slurm', *given]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]}).stdout
+    assert f'llms="{llm}"' in shown and f"device={device}" in shown and "--quiet rules --executor slurm" in shown
+
+
 def test_two_llms_of_one_name_are_refused(home):
     write(home, "01_c.ipynb", "print(llm)")
     for folder in ("a", "b"):
