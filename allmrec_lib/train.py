@@ -22,6 +22,7 @@ from .config import INTERRUPTED, ConfigError
 from .datasets.base import DataError
 from .experiment import VARIANTS, Experiment
 from .paths import full_name
+from .preflight import passed
 from .recommenders.models import MODELS
 
 NAMES = [*MODELS, "A-LLMRec", "TALLRec", *VARIANTS]
@@ -50,6 +51,15 @@ def parsed(options: list[str]) -> dict[str, object]:
     return {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in options)}
 
 
+def here(args: argparse.Namespace) -> bool:
+    """Whether what an LLM needs is here, by the checks of ``preflight``: not asked for small models, nor for the small LLM on a
+    CPU. The first process asks, all go by its answer."""
+    if set(args.models) <= set(MODELS) or (args.llm, args.device) == ("pocket", "cpu"):
+        return True
+    asked = {"dataset": args.dataset, "profile": args.profile, "llm": full_name(args.llm), "device": args.device}
+    return processes.from_main(processes.is_main() and passed(**asked))
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", choices=NAMES, metavar="MODEL", help=", ".join(NAMES))
@@ -63,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     processes.together()  # which card is whose: before an LLM is loaded
     try:
+        if not here(args):
+            return 1
         run = Experiment(args.dataset, args.profile, args.seed, full_name(args.llm), args.device, parsed(args.set))
         train(args.models, run, args.modes)
     except (ValueError, OSError, ImportError, ConfigError, DataError) as error:

@@ -218,8 +218,13 @@ def test_processes_are_together_before_an_llm_is_loaded(monkeypatch):
     monkeypatch.setattr("allmrec_lib.processes.together", lambda: order.append(os.environ["ACCELERATE_USE_CPU"]))
     monkeypatch.setattr(train, "Experiment", lambda *_: order.append("experiment"))
     monkeypatch.setattr(train, "train", lambda *_: None)
-    assert train.main(["A-LLMRec", "--device", "cuda"]) == train.main(["A-LLMRec"]) == 0
-    assert order == ["false", "experiment", "true", "experiment"]
+    monkeypatch.setattr(train, "passed", lambda **asked: asked["device"] == "cuda")
+    for options, cpu in ((["--device", "cuda"], "false"), ([], "true")):
+        order.clear()
+        assert train.main(["A-LLMRec", *options]) == 0
+        assert order[0] == cpu and order[-1] == "experiment" and order.count("experiment") == 1
+    assert train.main(["A-LLMRec", "--llm", "/data/llm"]) == 1  # what it needs is not here
+    assert train.main(["SASRec", "--llm", "/data/llm"]) == 0  # which needs no LLM
 
 
 class EightBit(torch.nn.Module):
