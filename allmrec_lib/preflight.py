@@ -129,7 +129,9 @@ def weights(name: str, role: str = "LLM", must: bool = True, convert: str = CONV
     if offline():
         return Check(role, failed, f"{name} is not in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)", fetch)
     files = hub_files(name)
-    if files and not any(file.endswith(".safetensors") for file in files):
+    if files is None:
+        return Check(role, failed, f"{name} is not on this machine, and the hub does not answer or does not know it", fetch)
+    if not any(file.endswith(".safetensors") for file in files):
         found = f"{name}: the hub has its weights as .bin, and safetensors only are read"
         return Check(role, failed, found, convert.format(name=name))
     return Check(role, None, f"{name} is not on this machine; it will be fetched from the hub", fetch)

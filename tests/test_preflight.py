@@ -134,9 +134,10 @@ def test_missing_weights_are_named_with_the_command(llm, home, monkeypatch):
     monkeypatch.setattr(preflight, "hub_files", lambda name: ["config.json", "pytorch_model-00001-of-00002.bin"])
     check = failures(llm="nobody/has-this")["LLM"]
     assert "the hub has its weights as .bin" in check.found and "nobody/has-this" in check.fix and "save_pretrained" in check.fix
-    for files in (None, ["config.json", "model.safetensors"]):
-        monkeypatch.setattr(preflight, "hub_files", lambda name, files=files: files)
-        assert preflight.weights("nobody/has-this").ok is None
+    monkeypatch.setattr(preflight, "hub_files", lambda name: None)
+    assert "does not answer" in preflight.weights("nobody/has-this").found and preflight.weights("nobody/has-this").ok is False
+    monkeypatch.setattr(preflight, "hub_files", lambda name: ["config.json", "model.safetensors"])
+    assert preflight.weights("nobody/has-this").ok is None
 
 
 def test_pickled_weights_of_a_sentence_encoder_are_named_with_their_own_command(home, tmp_path, monkeypatch):
