@@ -45,6 +45,11 @@ def before(wildcards):
     return [own, *([stamp(wildcards.folder, stems[name].stem)] if name else [])]
 
 
+def priority(number):
+    """First what others wait for, then what trains models of its own, then what only reads."""
+    return 2 if number in AFTER.values() else int("09" <= number <= "14")
+
+
 for folder in RUNS if workflow.is_main_process else []:  # a copy that somebody deleted is made again
     for chapter in CHAPTERS:
         if not (project_root() / folder / f"{chapter.stem}.ipynb").exists():
@@ -64,7 +69,7 @@ rule chapter:
     wildcard_constraints:
         folder="|".join(RUNS),
         chapter=r"\d\d_\w+",
-    priority: lambda wildcards: wildcards.chapter[:2] in AFTER.values()  # others wait for these
+    priority: lambda wildcards: priority(wildcards.chapter[:2])
     params:
         run=lambda wildcards: RUNS[wildcards.folder],
         library=library_digest(),
