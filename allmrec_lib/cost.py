@@ -27,7 +27,6 @@ from .paths import shipped
 from .speed import number, read_rows, table
 from .work import LLMS, Shape, answer_flops, encoder_flops, encoder_shape, step_flops
 
-TEST_BATCH = 32  # rows that are asked at once for the test users
 CONTEXT_GB = 0.6  # what CUDA and its libraries take before any tensor
 
 
@@ -156,19 +155,19 @@ def llm_phases(profile: Profile, llm: Shape, size: Size, device: Device, measure
         step = device.seconds("train", part.batch_size * step_flops(llm, prompt, count["answer"]), calls[kind], 2 * weights)
         answered = {batch: device.seconds("answer", batch * answer_flops(llm, prompt, count["answer"]),
                                           calls["inference: score"], 2 * weights) / batch
-                    for batch in (part.batch_size, TEST_BATCH)}  # fmt: skip
+                    for batch in (part.batch_size, profile.llm.read_at_once)}  # fmt: skip
         every = size.interactions - 3 * size.users if part.all_items else size.users
         rows, held = min(part.max_rows or every, every), min(part.eval_users or size.users, size.users)
         tested = profile.data.max_test_users or size.users
         kept = measured["kept_floats"] * llm.layers * llm.hidden * count["longest"] * part.batch_size
-        cache = 2 * llm.layers * llm.width * (count["longest"] + 20 * count["answer"]) * TEST_BATCH
+        cache = 2 * llm.layers * llm.width * (count["longest"] + 20 * count["answer"]) * profile.llm.read_at_once
         fixed = weights + (CONTEXT_GB if device.call_s else 0.0)
         found += [
             {"phase": label, "rows": rows * part.epochs, "seconds": part.epochs * rows / part.batch_size * step,
              "validation_s": (1 + part.epochs // part.eval_every) * held * answered[part.batch_size],
              "gb": fixed + kept * device.bytes / 1e9},
             {"phase": f"{'A-LLMRec' if label == 'Stage 2' else label}: test", "rows": tested,
-             "seconds": tested * answered[TEST_BATCH], "validation_s": 0.0, "gb": fixed + cache * device.bytes / 1e9},
+             "seconds": tested * answered[profile.llm.read_at_once], "validation_s": 0.0, "gb": fixed + cache * device.bytes / 1e9},
         ]  # fmt: skip
     return found
 

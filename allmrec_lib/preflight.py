@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from .config import ConfigError, Profile, load_profile
 from .cost import CostError, hours, predict, sold_as
@@ -85,10 +86,9 @@ def hub_files(name: str) -> list[str] | None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    unreachable = HfHubHTTPError.__bases__  # of whatever library the hub's own asks with
     try:
         return [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings or []]
-    except unreachable:
+    except HfHubHTTPError.__bases__:  # of whatever library the hub's own asks with
         return None
 
 
@@ -255,9 +255,10 @@ def configuration(name: str):
         return error
 
 
-def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pocket", device: str = "cpu") -> Iterator[Check]:
-    """All checks of a run, the cheap ones first. Raises :class:`ConfigError` for an unknown profile."""
-    settings, here = load_profile(profile, dataset), card(device)
+def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pocket", device: str = "cpu",
+           overrides: dict[str, Any] | None = None) -> Iterator[Check]:  # fmt: skip
+    """All checks of a run, the cheap ones first. Raises :class:`ConfigError` for an unknown profile or setting."""
+    settings, here = load_profile(profile, dataset, overrides), card(device)
     yield data(dataset)
     yield here
     encoder = encoder_path(settings.stage1.encoder)

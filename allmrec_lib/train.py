@@ -56,7 +56,8 @@ def here(args: argparse.Namespace) -> bool:
     CPU. The first process asks, all go by its answer."""
     if set(args.models) <= set(MODELS) or (args.llm, args.device) == ("pocket", "cpu"):
         return True
-    asked = {"dataset": args.dataset, "profile": args.profile, "llm": full_name(args.llm), "device": args.device}
+    asked = {"dataset": args.dataset, "profile": args.profile, "llm": full_name(args.llm), "device": args.device,
+             "overrides": parsed(args.set)}  # fmt: skip
     return processes.from_main(processes.is_main() and passed(**asked))
 
 

@@ -225,6 +225,8 @@ def test_processes_are_together_before_an_llm_is_loaded(monkeypatch):
         assert order[0] == cpu and order[-1] == "experiment" and order.count("experiment") == 1
     assert train.main(["A-LLMRec", "--llm", "/data/llm"]) == 1  # what it needs is not here
     assert train.main(["SASRec", "--llm", "/data/llm"]) == 0  # which needs no LLM
+    monkeypatch.setattr(train, "passed", lambda **asked: asked["overrides"] == {"llm.weights": "int8"})
+    assert train.main(["A-LLMRec", "--llm", "/data/llm", "--set", "llm.weights=int8"]) == 0  # what is asked for is what is checked
 
 
 class EightBit(torch.nn.Module):

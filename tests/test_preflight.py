@@ -113,6 +113,9 @@ def test_a_card_is_asked_for_its_memory_and_for_how_long(llm, home, monkeypatch)
 def test_scoring_alone_too_large_is_mended_by_reading_fewer_prompts(monkeypatch):
     monkeypatch.setattr(preflight, "device_memory", lambda *_: (24.0, "free memory"))
     profile = preflight.load_profile("paper", "beauty", {"llm.weights": "int8", "llm.checkpointing": True})
+    fewer = {"llm.read_at_once": 8}
+    found = [{c.what: c for c in preflight.checks("simulated", "paper", "pocket", overrides=o)}["memory"].found for o in ({}, fewer)]
+    assert found[0] != found[1]
     need = preflight.Need(10**9, 10**6, weights=7.0, stage2=10.0, tallrec=10.0, scoring=34.0)
     assert "llm.read_at_once = 8" in preflight.memory(need, profile, "cuda").fix
 
