@@ -10,7 +10,7 @@ from joblib import Parallel, cpu_count, delayed
 from tqdm.auto import tqdm
 
 from . import processes
-from .experiment import Experiment
+from .experiment import VARIANTS, Experiment
 from .recommenders.models import MODELS, model_named
 from .training import quiet
 
@@ -25,7 +25,11 @@ def scores_by_seed(run: Experiment, models: list[str], once: tuple[str, ...] = (
     (``LOKY_MAX_CPU_COUNT`` sets fewer) and memory allows, each with its share of the threads: three trainings on two cores
     then take one and a half times as long as one, not twice. At smoke one after another, since a process takes longer to
     start than a smoke model to train. Results do not depend on it, but for the number of threads.
+    Raises ValueError for a name that is no trained model's, before anything is trained.
     """
+    known = [*MODELS, "TALLRec", "A-LLMRec", *VARIANTS]
+    if unknown := sorted({*models} - {*known}):
+        raise ValueError(f"unknown models {unknown}; those that are trained: {', '.join(known)}")
     data = run.profile.data
     times = {name: 1 if name in once else data.seeds if name in MODELS else data.llm_seeds for name in models}
     seeds = {name: range(run.seed, run.seed + count) for name, count in times.items()}

@@ -50,11 +50,18 @@ def test_only_what_is_missing_is_trained_and_elsewhere(tmp_path, monkeypatch):
     assert seeds._is_there("SASRec", run) and not seeds._is_there("SASRec", run.changed(seed=7))
 
 
-def test_a_failing_seed_is_an_error_that_names_its_cause(tmp_path, monkeypatch):
+def test_a_misspelt_model_is_an_error_before_any_is_trained(tmp_path):
     run = Experiment("simulated", "laptop", overrides=SHORT | {"data.seeds": 2}, store=Store(tmp_path))
+    with pytest.raises(ValueError, match=r"unknown models \['MLP-LM', 'SASRek'\]; .* MLP-LLM"):
+        seeds.scores_by_seed(run, ["SASRec", "SASRek", "MLP-LM"])
+    assert not seeds._is_there("SASRec", run)
+
+
+def test_a_failing_seed_is_an_error_that_names_its_cause(tmp_path, monkeypatch):
+    run = Experiment("simulated", "laptop", overrides=SHORT | {"data.seeds": 2, "sasrec.loss": "nll"}, store=Store(tmp_path))
     monkeypatch.setattr(seeds, "cpu_count", lambda: 2)
-    with pytest.raises(ValueError, match="unknown model 'SASRek'"):
-        seeds.scores_by_seed(run, ["SASRek"])
+    with pytest.raises(ValueError, match="nll"):
+        seeds.scores_by_seed(run, ["SASRec"])
 
 
 def test_what_asks_an_llm_stands_on_the_recommender_of_its_seed(tmp_path):
