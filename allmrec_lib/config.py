@@ -120,6 +120,7 @@ class RecFormerConfig(RecommenderConfig):
     positions: int = 1  # of each user, drawn anew every epoch
     temperature: float = 0.05
     precision: str = "fp32"
+    checkpointing: bool = False  # keep each layer's input only and run the layer again in the backward pass
 
 
 @dataclass(frozen=True)

@@ -281,6 +281,22 @@ def test_recformers_attention_with_a_window_over_everything_is_plain_attention()
     assert torch.allclose(out[0, 0], seen, atol=1e-5)
 
 
+def test_recformers_checkpointing_keeps_less_and_gives_the_same_gradients():
+    kept, gradients = {}, {}
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        config = replace(CONFIGS["RECFORMER"], layers=3, checkpointing=checkpointing)
+        model, sizes = RecFormer(ITEMS, config, catalogue()).train(), []
+        torch.manual_seed(1)  # dropout, drawn again where a layer is run again
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            loss = model.encode(torch.tensor([[9, 4, 2], [3, 5, 7]]))[:, 0].sum()
+        loss.backward()
+        kept[checkpointing], gradients[checkpointing] = sum(sizes), [p.grad for p in model.parameters() if p.grad is not None]
+    assert kept[True] < kept[False] / 3
+    assert len(gradients[True]) == len(gradients[False]) > 50
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients[True], gradients[False], strict=True))
+
+
 def test_recformer_takes_a_longformer_from_a_folder(tmp_path):
     """The road to ``allenai/longformer-base-4096``, with a small checkpoint of the same class."""
     small = LongformerModel(LongformerConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,

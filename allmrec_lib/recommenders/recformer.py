@@ -68,6 +68,8 @@ def longformer(config: RecFormerConfig, used: Tensor) -> LongformerModel:
     if model.embeddings.token_type_embeddings.num_embeddings != 4:
         model.embeddings.token_type_embeddings = nn.Embedding(4, words.shape[1])
         nn.init.normal_(model.embeddings.token_type_embeddings.weight, std=0.02)
+    if config.checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
