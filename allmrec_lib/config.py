@@ -82,6 +82,7 @@ class MoRecConfig(SequentialConfig):
     max_text_tokens: int = 64
     encoder_lr: float = 5e-5
     precision: str = "fp32"
+    checkpointing: bool = False  # texts are read again in the backward pass: memory for 32 of a batch's, not for all
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from . import processes
 from .config import quiet
 from .datasets.base import Dataset
 from .datasets.download import sha256
-from .shares import Share
+from .shares import Share, recomputing
 from .training import autocast
 
 
@@ -50,17 +52,19 @@ def encoder_mark(name: str) -> str:
 class TextEncoder(nn.Module):
     """Texts, tokenised once, to sentence embeddings; ``train_layers`` topmost layers learn (None: everything).
 
-    Layers below those that learn always say the same of a text: they run once, and what they said is kept.
+    Layers below those that learn always say the same of a text: they run once, and what they said is kept. With ``recompute``
+    a chunk of texts is read again in the backward pass, so that memory is needed for one chunk and not for all.
     """
 
-    def __init__(self, name: str, texts: list[str], max_tokens: int, train_layers: int | None, precision: str = "fp32"):
+    def __init__(self, name: str, texts: list[str], max_tokens: int, train_layers: int | None, precision: str = "fp32",
+                 recompute: bool = False):  # fmt: skip
         from sentence_transformers import SentenceTransformer
 
         super().__init__()
         self.model = SentenceTransformer(encoder_path(name), device="cpu", model_kwargs={"use_safetensors": True},
                                          local_files_only=Path(encoder_path(name)).is_dir())  # fmt: skip
         tokenizer = self.model.tokenizer
-        self.pad, self.precision = tokenizer.pad_token_id, precision
+        self.pad, self.precision, self.recompute = tokenizer.pad_token_id, precision, recompute
         ids = tokenizer(texts, truncation=True, max_length=max_tokens, padding=False)["input_ids"]
         self.lengths = torch.tensor([len(i) for i in ids])
         rows = [torch.tensor(i, dtype=torch.long) for i in ids]
@@ -131,7 +135,8 @@ class TextEncoder(nn.Module):
         items = items.cpu()
         order = self.lengths[items].argsort(stable=True)
         parts = order.split(chunk)
-        encoded = torch.cat([self._encode(items[part], None if wanted is None else wanted[part]) for part in parts])
+        encode = partial(checkpoint, self._encode, use_reentrant=False, context_fn=recomputing) if self.recompute else self._encode
+        encoded = torch.cat([encode(items[part], None if wanted is None else wanted[part]) for part in parts])
         return encoded[order.argsort(stable=True).to(encoded.device)]
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, LongformerConfig, LongformerModel
 
-from allmrec_lib import metrics
+from allmrec_lib import metrics, shares
 from allmrec_lib.config import CTRLConfig, MoRecConfig, NCFConfig, RecFormerConfig, SequentialConfig
 from allmrec_lib.datasets.base import Dataset, item_table
 from allmrec_lib.recommenders.base import aligned, represent, score_rows
@@ -281,7 +281,10 @@ def test_recformers_attention_with_a_window_over_everything_is_plain_attention()
     assert torch.allclose(out[0, 0], seen, atol=1e-5)
 
 
-def test_recformers_checkpointing_keeps_less_and_gives_the_same_gradients():
+@pytest.mark.parametrize("count", [1, 2])
+def test_recformers_checkpointing_keeps_less_and_gives_the_same_gradients(count, monkeypatch):
+    """Also of one process's share of a batch, whose dropout is cut from that of the whole."""
+    monkeypatch.setattr(shares, "count", lambda: count)
     kept, gradients = {}, {}
     for checkpointing in (False, True):
         torch.manual_seed(0)
@@ -289,7 +292,7 @@ def test_recformers_checkpointing_keeps_less_and_gives_the_same_gradients():
         model, sizes = RecFormer(ITEMS, config, catalogue()).train(), []
         torch.manual_seed(1)  # dropout, drawn again where a layer is run again
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            loss = model.encode(torch.tensor([[9, 4, 2], [3, 5, 7]]))[:, 0].sum()
+            loss = model.encode(torch.tensor([[9, 4, 2], [3, 5, 7]]), shares.Share.of_batch(2))[:, 0].sum()
         loss.backward()
         kept[checkpointing], gradients[checkpointing] = sum(sizes), [p.grad for p in model.parameters() if p.grad is not None]
     assert kept[True] < kept[False] / 3

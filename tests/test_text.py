@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from allmrec_lib import shares
 from allmrec_lib.datasets import Dataset
 from allmrec_lib.text import TextEncoder, item_texts
 
@@ -50,3 +51,21 @@ def test_texts_come_back_in_the_order_asked_for_and_cut():
     long = "Title: " + "soap " * 50
     cut = TextEncoder("all-MiniLM-L6-v2", ["", long, long + "and quite another end"], 16, None).encode_all()
     assert torch.equal(cut[1], cut[2])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_reading_again_in_the_backward_pass_keeps_less_and_gives_the_same_gradients(count, monkeypatch):
+    """Also in one process of two, which reads only what is wanted and draws its dropout as for all."""
+    monkeypatch.setattr(shares, "count", lambda: count)
+    texts, wanted = [f"text {n} of a lamp " * (n % 3 + 1) for n in range(12)], torch.arange(12) % count == 0
+    kept, gradients = {}, {}
+    for recompute in (False, True):
+        encoder, sizes = TextEncoder("all-MiniLM-L6-v2", texts, 16, 2, recompute=recompute).train(), []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            loss = encoder(torch.arange(12), chunk=4, wanted=wanted)[:, :9].square().sum()
+        loss.backward()
+        kept[recompute], gradients[recompute] = sum(sizes), [p.grad for p in encoder.parameters() if p.grad is not None]
+    assert kept[True] < kept[False] / 10
+    assert len(gradients[True]) == len(gradients[False]) > 30
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients[True], gradients[False], strict=True))

@@ -39,7 +39,8 @@ class MoRec(SASRec):
             features = encoded(texts, config.encoder, config.max_text_tokens, config.precision)
             self.register_buffer("features", features, persistent=False)
         else:
-            self.text = TextEncoder(config.encoder, texts, config.max_text_tokens, config.train_layers, config.precision)
+            self.text = TextEncoder(config.encoder, texts, config.max_text_tokens, config.train_layers, config.precision,
+                                    config.checkpointing)  # fmt: skip
             self.threads = None
         self.dense = nn.Linear(self.features.shape[1] if self.text is None else self.text.dim, config.dim)
         nn.init.xavier_normal_(self.dense.weight)

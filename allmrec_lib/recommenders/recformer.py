@@ -21,7 +21,7 @@ from .. import metrics, processes
 from ..config import RecFormerConfig
 from ..datasets.base import Dataset
 from ..sequences import Candidates, Sequences
-from ..shares import Share
+from ..shares import Share, recomputing
 from ..text import encoder_path
 from ..training import History, autocast, bucketed_batches, fit
 from .base import aligned, score_rows
@@ -69,7 +69,7 @@ def longformer(config: RecFormerConfig, used: Tensor) -> LongformerModel:
         model.embeddings.token_type_embeddings = nn.Embedding(4, words.shape[1])
         nn.init.normal_(model.embeddings.token_type_embeddings.weight, std=0.02)
     if config.checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False, "context_fn": recomputing})
     return model
 
 
