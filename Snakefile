@@ -4,9 +4,10 @@
 # runner leaves a good copy where it is until there is another, and says of one that is up to date that it is.
 # On a cluster: `snakemake --executor slurm --jobs 20`. After a kill the same command goes on (--nolock: what must not be made
 # twice at once, the artifacts, has locks of its own).
+from hashlib import sha256
 from pathlib import Path
 
-from allmrec_lib.paths import full_name, project_root
+from allmrec_lib.paths import full_name, inputs, project_root
 from allmrec_lib.runner import chapters, copies_of, find_chapter, library_digest
 
 
@@ -73,6 +74,7 @@ rule chapter:
     params:
         run=lambda wildcards: RUNS[wildcards.folder],
         library=library_digest(),
+        read=lambda wildcards: sha256(str(inputs(RUNS[wildcards.folder][2])).encode()).hexdigest(),
     shell:
         "python -m allmrec_lib.runner chapter {wildcards.chapter} --profile {PROFILE} --device {DEVICE}"
         " --dataset {params.run[0]} --seed {params.run[1]} --llm {params.run[2]}"

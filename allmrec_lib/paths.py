@@ -22,3 +22,11 @@ def shipped(name: str) -> Path:
 def full_name(llm: str) -> str:
     """An LLM's folder by its full path, since a chapter runs in a folder of its own; hub names and "pocket" as they are."""
     return str(Path(llm).resolve()) if llm != "pocket" and Path(llm).is_dir() else llm
+
+
+def inputs(llm: str) -> dict[str, list[int]]:
+    """Size and time of every file that a run may read besides the library: raw data of all datasets, and the LLM's folder."""
+    raw = [project_root() / "data" / "raw", Path(os.environ.get("ALLMREC_DATA") or "nowhere")]
+    own = shipped("data/pocket_llm") if llm == "pocket" else Path(llm)
+    files = sorted(file for file in [*(f for folder in raw for f in folder.glob("*/*")), *own.glob("*")] if file.is_file())
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}

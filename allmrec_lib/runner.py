@@ -24,7 +24,7 @@ from typing import Any
 import nbformat
 
 from .config import INTERRUPTED, ConfigError, load_profile
-from .paths import REPOSITORY, full_name, project_root
+from .paths import REPOSITORY, full_name, inputs, project_root
 
 KERNEL = {"ALLMREC_QUIET": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
           "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip
@@ -149,6 +149,7 @@ def _local_kernel(folder: str) -> type:
 def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     """Run ``source`` into ``target``; on failure the notebook is left beside it as ``.failed.ipynb``."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     os.environ.update(KERNEL)
@@ -164,12 +165,14 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
             papermill.execute_notebook(str(source), str(running), parameters=parameters or None, cwd=str(source.parent),
                                        progress_bar={"desc": source.stem, "mininterval": 1.0},
                                        kernel_manager_class=_local_kernel(sockets))  # fmt: skip
-    except PapermillExecutionError as error:
+    except (PapermillExecutionError, DeadKernelError) as error:
         running.replace(failed)
-        raise ChapterError(
-            f"chapter {source.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"the notebook with the error: {os.path.relpath(failed, project_root())}"
-        ) from error
+        if isinstance(error, DeadKernelError):
+            what = "the kernel was killed, which is usually memory: set a smaller batch, or fewer threads"
+        else:
+            what = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+        where = os.path.relpath(failed, project_root())
+        raise ChapterError(f"chapter {source.stem}, {what}\nthe notebook with what it had done: {where}") from error
     except BaseException:
         running.unlink(missing_ok=True)
         raise
@@ -203,8 +206,8 @@ def _check_needs(**parameters: Any) -> None:
 def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
     """Run one chapter with parameters (dataset, profile, seed, llm, device) and return its executed copy.
 
-    The copy lies in the folder of :func:`copies_of`. What was run before with the same source, library and parameters is
-    not run again (``force``: it is). Raises :class:`ChapterError`, also where ``preflight`` finds that it cannot succeed.
+    The copy lies in the folder of :func:`copies_of`. What was run before with the same source, library, parameters, raw data
+    and LLM is not run again (``force``: it is). Raises :class:`ChapterError`, also where ``preflight`` finds that it cannot succeed.
     """
     source = find_chapter(name)
     check_parameters(source, parameters)
@@ -212,7 +215,9 @@ def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
     target = copies_of(**parameters) / source.name
     record = project_root() / "data" / "artifacts" / "runs" / target.relative_to(project_root()).with_suffix(".json")
     key = _key(source, parameters)
-    if not force and target.exists() and record.exists() and json.loads(record.read_text()).get("key") == key:
+    past = json.loads(record.read_text()) if target.exists() and record.exists() else {}
+    unchanged = past.get("read", {}).items() <= inputs(parameters["llm"]).items()  # what came since does not matter
+    if not force and past.get("key") == key and unchanged:
         print(f"{source.stem}: up to date", flush=True)
         return target
     _check_needs(**{name: parameters[name] for name in NEEDS if name in parameters})
@@ -220,9 +225,10 @@ def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
     _execute(source, target, parameters)
     record.parent.mkdir(parents=True, exist_ok=True)
     partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps({"key": key, "parameters": parameters, "seconds": time.monotonic() - begin}))
+    seconds, read = time.monotonic() - begin, inputs(parameters["llm"])
+    partial.write_text(json.dumps({"key": key, "parameters": parameters, "seconds": seconds, "read": read}))
     partial.replace(record)
-    print(f"{source.stem}: done in {time.monotonic() - begin:.0f} s, {target.relative_to(project_root())}", flush=True)
+    print(f"{source.stem}: done in {seconds:.0f} s, {target.relative_to(project_root())}", flush=True)
     return target
 
 

@@ -49,6 +49,35 @@ def test_a_chapter_runs_once(chapter, home, capsys):
     assert list(chapter.parent.iterdir()) == [chapter]
 
 
+def test_a_chapter_runs_again_when_its_data_or_llm_changed(chapter, home, monkeypatch, tmp_path, capsys):
+    llm = tmp_path / "my_llm"
+    for file in (home / "data" / "raw" / "own" / "events.csv", llm / "model.safetensors"):
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    parameters = PARAMETERS | {"llm": str(llm)}
+
+    def again() -> bool:
+        runner.run_chapter("01", **parameters)
+        return "up to date" not in capsys.readouterr().out
+
+    monkeypatch.setattr(runner, "_check_needs", lambda **_: None)
+    assert again() and not again()
+    (home / "data" / "raw" / "own" / "items.csv").write_text("came since")
+    assert not again()
+    (home / "data" / "raw" / "own" / "events.csv").write_text("12")
+    assert again() and not again()
+    (llm / "model.safetensors").write_text("12")
+    assert again() and not again()
+
+
+def test_a_killed_kernel_leaves_its_notebook(home):
+    write(home, "02_killed.ipynb", "print('before')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(runner.ChapterError, match="02_killed, the kernel was killed, which is usually memory"):
+        runner.run_chapter("02", **PARAMETERS)
+    left = home / "book" / "executed" / "simulated" / "02_killed.failed.ipynb"
+    assert "before" in left.read_text() and list(left.parent.iterdir()) == [left]
+
+
 def test_chapters_that_start_at_the_same_moment_have_kernels_of_their_own(home):
     names = [f"0{n}_same_moment.ipynb" for n in (1, 2, 3, 4)]
     for name in names:
