@@ -20,6 +20,7 @@ import yaml
 from . import processes
 
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+EDITION = re.compile(r"_(2014|2018|2023|raw)$")
 PROFILES = ("smoke", "laptop", "paper")
 INTERRUPTED = "interrupted; the same command goes on from here"  # what a command says of Ctrl-C
 AT_LEAST_ONE = {"history", "negatives", "batch_size", "read_at_once", "dim", "max_len", "seeds", "llm_seeds", "epochs", "patience",
@@ -263,14 +264,16 @@ def _updated(profile: Profile, section: str, values: dict[str, Any]) -> Profile:
 
 
 def load_profile(name: str, dataset: str, overrides: dict[str, Any] | None = None) -> Profile:
-    """The settings of profile ``name`` for ``dataset``; ``overrides`` maps "section.setting" to a value.
+    """The settings of profile ``name`` for ``dataset``; ``overrides`` maps "section.setting" to a value. Another edition
+    (``video_games_2023``) has the settings of the dataset that Table 3 names.
 
     Raises :class:`ConfigError` for an unknown profile, section or setting and for a value of the wrong type.
     """
     if name not in PROFILES:
         _fail_unknown("profile", name, list(PROFILES))
     tree = yaml.safe_load(resources.files("allmrec_lib").joinpath(f"profiles/{name}.yaml").read_text()) or {}
-    per_dataset = (tree.pop("datasets", None) or {}).get(dataset, {})
+    named = tree.pop("datasets", None) or {}
+    per_dataset = named.get(dataset) or named.get(EDITION.sub("", dataset), {})
     profile = Profile(name=name, dataset=dataset)
     for source in (tree, per_dataset):
         for section, values in source.items():

@@ -293,9 +293,9 @@ class Experiment(Prepared):
         elif model in ("A-LLMRec", "TALLRec"):
             inputs |= {"mode": mode, "inference": self.profile.stage2.inference}
             inputs |= self._inputs("stage2" if model == "A-LLMRec" else "tallrec")
-        return self.store.scores(inputs, lambda: self._score(model, mode))
+        return self.store.scores(inputs, lambda folder: self._score(model, mode, folder))
 
-    def _score(self, model: str, mode: str) -> np.ndarray:
+    def _score(self, model: str, mode: str, folder: Path) -> np.ndarray:
         rows, candidates = self.rows("test"), self.candidates["test"]
         if model == "Random":
             return np.random.default_rng(self.seed).random(candidates.items.shape)
@@ -306,7 +306,7 @@ class Experiment(Prepared):
         asked = {"A-LLMRec": "allmrec", "TALLRec": "tallrec", "LLM-Only": "llm_only"}
         if model in asked:
             answering = getattr(self, asked[model])
-            return answering.predict(rows, candidates, self._x(answering, rows), mode)
+            return answering.predict_in_blocks(rows, candidates, self._x(answering, rows), mode, folder)
         raise ValueError(f"unknown model {model!r}")
 
     def table(self, models: list[str]) -> pd.DataFrame:

@@ -25,6 +25,8 @@ from .sequences import Candidates, Rows, Sequences, with_negatives
 from .shares import Share
 from .training import History, bucketed_batches, fit
 
+BLOCK = 16_384  # rows that are scored before what they gave is kept: about an hour of OPT-6.7B on a small card
+
 
 class LLMRecommender:
     """Asks the LLM with titles alone. ``module`` holds what learns: here nothing."""
@@ -80,6 +82,20 @@ class LLMRecommender:
             for part, scores in zip(parts, processes.each_once(answer, parts), strict=True):
                 out[part.numpy()] = scores
         return out
+
+    def predict_in_blocks(self, rows: Rows, candidates: Candidates, x: Tensor, mode: str, folder: Path,
+                          size: int = BLOCK) -> np.ndarray:  # fmt: skip
+        """:meth:`predict`, ``size`` rows after another: after an interruption those that ``folder`` has are not asked again."""
+        blocks = []
+        for number, part in enumerate(torch.arange(len(rows)).split(size)):
+            kept = folder / f"checkpoint.{number}.npy"
+            done = processes.from_main(np.load(kept, allow_pickle=False) if kept.exists() else None)
+            if done is None:
+                done = self.predict(rows.take(part), candidates.take(part), x[part], mode)
+                np.save(kept.with_name("checkpoint.begun.npy"), done, allow_pickle=False)
+                kept.with_name("checkpoint.begun.npy").replace(kept)
+            blocks.append(done)
+        return np.concatenate(blocks)
 
     def _decode(self, prefix: decoding.Prefix, items: Tensor, mode: str) -> np.ndarray:
         answers, sizes = self.answers(items)

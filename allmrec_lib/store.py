@@ -86,11 +86,12 @@ class Store:
             final.with_suffix(".lock").unlink(missing_ok=True)
         return self._noted(final, kind, inputs)
 
-    def scores(self, inputs: dict[str, Any], score: Callable[[], np.ndarray]) -> np.ndarray:
-        """What ``score()`` gives, made once and kept as the artifact "scores" of ``inputs``."""
+    def scores(self, inputs: dict[str, Any], score: Callable[[Path], np.ndarray]) -> np.ndarray:
+        """What ``score(folder)`` gives, made once and kept as the artifact "scores" of ``inputs``; in ``folder`` it can leave
+        files "checkpoint.*" for another try."""
 
         def make(folder: Path) -> None:
-            np.save(folder / "scores.npy", score(), allow_pickle=False)
+            np.save(folder / "scores.npy", score(folder), allow_pickle=False)
 
         return readable(self.get("scores", inputs, make) / "scores.npy", partial(np.load, allow_pickle=False))
 

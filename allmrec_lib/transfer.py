@@ -8,6 +8,7 @@ say what x^u is there). A model that knows items by number alone has nothing to 
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from .allmrec import ALLMRec
 from .experiment import VARIANTS, Experiment, trained
 from .ranker import LLMRecommender
 from .recommenders.base import EmbeddingRecommender, represent, score_rows
-from .recommenders.models import model_named
+from .recommenders.models import MODELS, model_named
 from .store import code_digest
 from .text import TextEncoder
 
@@ -108,16 +109,18 @@ class Transfer:
         and f_I^dec(q) without an LLM. Made once and kept."""
         target = self.target
         made_by = {"model": name, "mode": mode, "from": self.source.record(name), "cf": self.source.cf_inputs(),
+                   "stage1": self.source._inputs("stage1"),
+                   "own": self.source.cf_inputs(name) if name in MODELS else None,
                    "data": target.digest, "test": target.candidates["test"].digest, "llm": target.backbone.mark,
                    "by": code_digest("transfer", "experiment")}  # fmt: skip
-        return target.store.scores(made_by, lambda: self._score(name, mode))
+        return target.store.scores(made_by, lambda folder: self._score(name, mode, folder))
 
-    def _score(self, name: str, mode: str) -> np.ndarray:
+    def _score(self, name: str, mode: str, folder: Path) -> np.ndarray:
         rows, candidates, device = self.target.rows("test"), self.target.candidates["test"], self.target.device
         if name in ("TALLRec", "A-LLMRec", *VARIANTS):
             model = self.answering(name)
             x = represent(self.through_text, rows, device).cpu() if isinstance(model, ALLMRec) else torch.zeros(len(rows), 0)
-            return model.predict(rows, candidates, x, mode)
+            return model.predict_in_blocks(rows, candidates, x, mode, folder)
         return score_rows(self.through_text if name == "Stage 1" else self.recommender(name), rows, candidates, device)
 
 

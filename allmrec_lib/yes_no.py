@@ -112,4 +112,4 @@ def yes_no_scores(run: Experiment) -> np.ndarray:
     """log p(Yes) - log p(No), (N, 20), of the stored test candidates, positive in column 0; made once and kept."""
     rows, candidates = run.rows("test"), run.candidates["test"]
     inputs = {"model": "TALLRec (yes/no)", "test": candidates.digest} | _inputs(run)
-    return run.store.scores(inputs, lambda: yes_no(run).predict(rows, candidates, torch.zeros(len(rows), 0)))
+    return run.store.scores(inputs, lambda _: yes_no(run).predict(rows, candidates, torch.zeros(len(rows), 0)))

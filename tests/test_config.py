@@ -19,6 +19,8 @@ def test_the_paper_profile_is_table_3():
     beauty, games = load_profile("paper", "beauty"), load_profile("paper", "video_games")
     assert (beauty.stage1.batch_size, beauty.stage1.epochs, beauty.stage2.batch_size, beauty.stage2.epochs) == (32, 10, 4, 5)
     assert (beauty.stage1.alpha, beauty.stage1.beta, games.stage1.beta) == (0.5, 0.2, 0.5)
+    assert {load_profile("paper", f"{name}_{year}").stage1.beta for name in ("video_games", "movies_and_tv") for year in (2014, 2023)} == {0.5}
+    assert load_profile("laptop", "beauty_raw").ncf == load_profile("laptop", "beauty").ncf
     assert (beauty.sasrec.dim, beauty.sasrec.batch_size, beauty.stage1.dim) == (50, 128, 128)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from conftest import TITLES, byte_tokenizer, tiny_model
 
 from allmrec_lib.llm import decoding
-from allmrec_lib.llm.backbone import load_backbone
+from allmrec_lib.llm.backbone import Backbone, load_backbone
 from allmrec_lib.llm.prompts import DOMAINS, TEMPLATES, TEXT_ONLY, as_text, clean_title, recommendation_prompt
 from allmrec_lib.llm.soft_tokens import USER, PromptBatch, PromptEncoder, embed, shorten, slot_items
 
@@ -300,3 +301,18 @@ def test_an_llm_whose_logits_are_changed_afterwards_is_refused(tmp_path, setting
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=setting):
         load_backbone(str(tmp_path))
+
+
+def test_a_title_is_read_back_where_the_tokenizer_writes_a_blank_before_the_quote():
+    """LLaMA-2's way: every piece of text begins with a blank, the closing quote's too."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    blank = {"replacement": "\u2581", "prepend_scheme": "always"}
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(**blank), decoders.Metaspace(**blank)
+    pieces.train_from_iterator(['The Matrix (1999) " is "', 'Toy Story "'], trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)
+    title, quote = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("The Matrix (1999)", '"'))
+    assert tokenizer.decode(title + quote) == 'The Matrix (1999) "'
+    assert Backbone.written(SimpleNamespace(tokenizer=tokenizer), title + quote) == "The Matrix (1999)"

@@ -13,6 +13,7 @@ from torch import nn
 
 from allmrec_lib import experiment
 from allmrec_lib.experiment import Experiment, trained
+from allmrec_lib.ranker import LLMRecommender
 from allmrec_lib.training import History
 
 TINY = {"data.max_test_users": 20, "sasrec.epochs": 1, "stage1.train_layers": 0, "stage1.max_text_tokens": 8,
@@ -88,12 +89,34 @@ def test_a_recommender_from_outside_is_told_from_another_across_datasets(home):
 
 def test_each_mode_and_each_test_set_has_scores_of_its_own(home, monkeypatch):
     asked = []
-    monkeypatch.setattr(Experiment, "_score", lambda run, model, mode: asked.append((model, mode)) or np.full((1, 1), len(asked)))
+    monkeypatch.setattr(Experiment, "_score", lambda run, model, mode, folder: asked.append(mode) or np.full((1, 1), len(asked)))
     for model in ("LLM-Only", "A-LLMRec", "TALLRec"):
         for changes in ({}, {"data.candidate_seed": 5}):
             run = Experiment("simulated", "smoke", overrides=changes)
             assert len({float(run.scores(model, mode)[0, 0]) for mode in ("constrained", "score", "trie", "free")}) == 4
     assert len(asked) == 24
+
+
+def test_rows_that_were_scored_before_a_kill_are_not_asked_again(home, monkeypatch):
+    run, plain, asked = Experiment("simulated", "smoke", overrides={"data.max_test_users": 40}), LLMRecommender.predict, []
+    whole = plain(run.llm_only, run.rows("test"), run.candidates["test"], torch.zeros(40, 0))
+
+    def killed(model, rows, *args):
+        if len(asked) == 2:
+            asked.clear()
+            raise KeyboardInterrupt
+        asked.append(rows.users.tolist())
+        return plain(model, rows, *args)
+
+    monkeypatch.setattr(LLMRecommender, "predict", killed)
+    in_blocks = LLMRecommender.predict_in_blocks
+    monkeypatch.setattr(LLMRecommender, "predict_in_blocks", lambda *args: in_blocks(*args, size=15))
+    with pytest.raises(KeyboardInterrupt):
+        run.scores("LLM-Only")
+    assert np.allclose(run.scores("LLM-Only"), whole, atol=1e-4)
+    assert asked == [run.rows("test").users[30:].tolist()], "the last block alone"
+    folder = next(path for path in run.store.root.glob("scores-*"))
+    assert sorted(path.name for path in folder.iterdir()) == ["cost.json", "manifest.json", "scores.npy"]
 
 
 def test_other_settings_are_other_candidates(home):

@@ -30,24 +30,26 @@ def both(changes: dict | None = None) -> dict[str, Experiment]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_recommender_trains_on_the_card_and_scores_alike_on_both(home, name):
+def test_a_recommender_trains_on_the_card_and_scores_alike_on_both(home, name, tmp_path):
     section = model_named(name).section
     single = (
         {f"{section}.precision": "fp32"} if hasattr(getattr(load_profile("smoke", "simulated"), section), "precision") else {}
     )
     runs = both({f"{section}.epochs": 2} | single)
-    scores = {device: run._score(name, "constrained") for device, run in runs.items()}
+    scores = {device: run._score(name, "constrained", tmp_path) for device, run in runs.items()}
     assert np.isfinite(scores["cuda"]).all() and scores["cuda"].std() > 0
     assert np.allclose(scores["cuda"], scores["cpu"], rtol=1e-3, atol=1e-3 * float(np.abs(scores["cpu"]).max()))
     assert next(runs["cuda"].recommender(name).parameters()).is_cuda
 
 
 @pytest.mark.parametrize("name", ["LLM-Only", "TALLRec", "A-LLMRec", *VARIANTS])
-def test_an_llm_learns_and_answers_on_the_card_as_on_the_cpu(home, name):
+def test_an_llm_learns_and_answers_on_the_card_as_on_the_cpu(home, name, tmp_path):
     runs = {device: run.variant(name) if name in VARIANTS else run for device, run in both().items()}
     asked = "A-LLMRec" if name in VARIANTS else name
     for mode in ("constrained", "score", "trie", "free"):
-        scores = {device: run._score(asked, mode) for device, run in runs.items()}
+        for device in runs:
+            (tmp_path / device / mode).mkdir(parents=True)
+        scores = {device: run._score(asked, mode, tmp_path / device / mode) for device, run in runs.items()}
         if mode in ("trie", "free"):  # one of two equally likely words may be the other here and there
             assert (scores["cuda"] == scores["cpu"]).all(axis=1).mean() > 0.9
         else:

@@ -72,6 +72,17 @@ def test_scores_are_of_the_targets_rows_and_of_the_source_that_was_trained(home)
     assert not np.allclose(other.scores("SASRec"), across.scores("SASRec"))
 
 
+def test_scores_are_of_the_encoder_that_read_the_texts(home, tmp_path, monkeypatch):
+    target, keys = Experiment("simulated", "smoke", overrides=TINY), []
+    monkeypatch.setattr(target.store, "scores", lambda inputs, score: keys.append(str(inputs)))
+    for section, name in (("stage1", "A-LLMRec"), ("morec", "MoRec")):
+        for weights in (b"some", b"others"):
+            (tmp_path / "model.safetensors").write_bytes(weights)
+            source = Experiment("simulated", "smoke", overrides=TINY | {f"{section}.encoder": str(tmp_path)})
+            Transfer(source, target).scores(name)
+    assert len(set(keys)) == 4
+
+
 def test_across_the_user_is_read_through_the_texts_and_modes_are_kept_apart(home, monkeypatch):
     run = Experiment("simulated", "smoke", overrides=TINY)
     across, given = Transfer(run, run), []

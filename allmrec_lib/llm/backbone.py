@@ -116,8 +116,8 @@ class Backbone:
         return found.to(self.device)
 
     def written(self, ids: list[int]) -> str:
-        """The text of an answer's tokens, up to the closing quote."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).partition(ANSWER_END)[0]
+        """The text of an answer's tokens, up to the closing quote (which some tokenizers write with a blank before it)."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).partition(ANSWER_END)[0].strip()
 
     @property
     def start(self) -> list[int]:
