@@ -3,9 +3,9 @@
     python -m allmrec_lib.preflight --profile paper --dataset beauty --llm facebook/opt-6.7b --device cuda
 
 Prints one line a check, with the command that mends it, and exits with 1 when the run cannot succeed. ``runner`` asks it
-before it executes a chapter, unless the small LLM runs on a CPU; ``--anyway`` there, or ``ALLMREC_ANYWAY=1``, goes on all
-the same. Memory is counted from the LLM's configuration (``memory``), for prompts of :data:`TITLE` tokens a title; hours come
-from measured constants (``cost``).
+before it executes a chapter, unless the small LLM runs on a CPU; ``ALLMREC_ANYWAY=1`` goes on all the same. Memory is counted
+from the LLM's configuration (``memory``), for prompts of :data:`TITLE` tokens a title; hours come from measured constants
+(``cost``).
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from .datasets import SOURCES
 from .datasets.base import DataError
 from .datasets.download import data_root, find_wheel
 from .datasets.movielens import WHEEL
+from .devices import device_memory, used_cards
 from .llm.backbone import place_of
 from .llm.decoding import sight
 from .memory import Need, needed
@@ -67,7 +66,13 @@ def offline() -> bool:
 
 def _on_hub(name: str) -> bool:
     """Whether this could be a hub name (owner/name), not a path."""
-    return name.count("/") < 2 and not name.startswith((".", "/", "~"))
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def snapshot(name: str) -> Path | None:
@@ -165,34 +170,10 @@ def card(device: str) -> Check:
         return Check("device", False, f"torch knows no device {device!r}", "cpu, cuda, or one of several cards: cuda:1")
     if kind == "cuda" and not torch.cuda.is_available():
         return Check("device", False, "torch can use no CUDA card here", "take cpu, or install its driver and a torch for CUDA")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+        return Check("device", False, f"there is no {device} here", f"one of {there}")
     return Check("device", True, f"{device} is here")
-
-
-@cache
-def cards() -> list[tuple[str, int]]:
-    """Name and free bytes of every GPU, asked by a process of its own: who asks keeps some of a card's memory while it lives."""
-    asked = ("import json, torch; print(json.dumps([[torch.cuda.get_device_name(card), torch.cuda.mem_get_info(card)[0]] "
-             "for card in range(torch.cuda.device_count())]))")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the GPUs do not say how much memory is free: {done.stderr.strip().splitlines()[-1]}")
-    return [(name, free) for name, free in json.loads(done.stdout)]
-
-
-def used_cards(device: str, spread: bool) -> list[tuple[str, int]]:
-    """Those of :func:`cards` that a run uses: all, with ``spread``; none on a CPU."""
-    if not device.startswith("cuda"):
-        return []
-    return cards() if spread else [cards()[int(device.partition(":")[2] or 0)]]
-
-
-def device_memory(device: str, spread: bool) -> tuple[float, str]:
-    """Free GB on the card (all cards, with ``spread``), or in the machine's memory for ``cpu``; and what that is."""
-    import psutil
-
-    if not (used := used_cards(device, spread)):
-        return psutil.virtual_memory().available / 1e9, "free memory"
-    return sum(free for _, free in used) / 1e9, f"free on {', '.join(name for name, _ in used)}"
 
 
 def duration(profile: Profile, llm: str, device: str) -> Check:
@@ -224,14 +205,23 @@ def memory(need: Need, profile: Profile, device: str) -> Check:
     return Check("memory", False, found, fix)
 
 
-def disk(need: Need | None, profile: Profile, fetched: bool) -> Check:
-    """Room for what learns, with its checkpoints, and for an LLM that is fetched."""
-    learns = 4 * COPIES * (need.heads if need else 0) / 1e9
-    llm = 2 * need.parameters / 1e9 if need and fetched else 0.0
-    wanted, free = 1.0 + learns + llm, shutil.disk_usage(_existing(data_root())).free / 1e9
-    parts = f"1 GB for tables and small models, {learns:.1f} for what learns" + (f", {llm:.1f} for the LLM" if llm else "")
-    fix = "" if wanted <= free else "set ALLMREC_HOME (artifacts) and HF_HOME (the hub's cache) to a larger disk"
-    return Check("disk", wanted <= free, f"{wanted:.1f} GB ({parts}), {free:.1f} GB free", fix)
+def disk(need: Need | None, fetched: bool) -> Iterator[Check]:
+    """Room for what learns, with its checkpoints, and, where the hub's cache is, for an LLM that is fetched."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    learns, llm = 4 * COPIES * (need.heads if need else 0) / 1e9, 2 * need.parameters / 1e9 if need and fetched else 0.0
+    ours, hub = _existing(data_root()), _existing(Path(HF_HUB_CACHE))
+    shared = llm if ours.stat().st_dev == hub.stat().st_dev else 0.0
+    parts = f"1 GB for tables and small models, {learns:.1f} for what learns" + (f", {shared:.1f} for the LLM" if shared else "")
+    yield _room("disk", 1.0 + learns + shared, parts, ours, "ALLMREC_HOME (artifacts)" + " or HF_HOME (the hub's cache)" * (llm > 0))
+    if llm > shared:
+        yield _room("disk of the hub's cache", llm, "the LLM", hub, "HF_HOME")
+
+
+def _room(what: str, wanted: float, parts: str, folder: Path, variable: str) -> Check:
+    free = shutil.disk_usage(folder).free / 1e9
+    fix = "" if wanted <= free else f"set {variable} to a folder on a larger disk"
+    return Check(what, wanted <= free, f"{wanted:.1f} GB ({parts}), {free:.1f} GB free", fix)
 
 
 def _existing(folder: Path) -> Path:
@@ -274,7 +264,7 @@ def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pock
     if isinstance(config, Exception):
         yield Check("LLM", False, f"{llm}: {str(config).splitlines()[0]}", f"hf download {llm}, where there is a network")
     if config is None or isinstance(config, Exception):
-        yield disk(None, settings, False)
+        yield from disk(None, False)
         return
     limits = [n for n in (getattr(config, "max_position_embeddings", None), sight(config)) if n is not None]
     prompt, limit = prompt_length(settings), min(limits, default=None)
@@ -288,7 +278,7 @@ def checks(dataset: str = "movielens", profile: str = "laptop", llm: str = "pock
     if here.ok:
         yield memory(need, settings, device)
         yield duration(settings, llm, device)
-    yield disk(need, settings, found.ok is None)
+    yield from disk(need, found.ok is None)
 
 
 def passed(**parameters) -> bool:
@@ -299,8 +289,8 @@ def passed(**parameters) -> bool:
         print(check, file=sys.stderr if failed else sys.stdout, flush=True)
     anyway = os.environ.get("ALLMREC_ANYWAY", "0") == "1"
     if failed:
-        print("going on all the same (ALLMREC_ANYWAY)" if anyway else "this run cannot succeed; --anyway tries it all the same",
-              file=sys.stderr)  # fmt: skip
+        said = "going on all the same" if anyway else "this run cannot succeed; ALLMREC_ANYWAY=1 tries it all the same"
+        print(said, file=sys.stderr)
     return not failed or anyway
 
 

@@ -200,7 +200,7 @@ def _check_needs(**parameters: Any) -> None:
     from .preflight import passed
 
     if not passed(**parameters):
-        raise ChapterError("the run needs what is not here; python -m allmrec_lib.preflight lists it, --anyway goes on")
+        raise ChapterError("the run needs what is not here; python -m allmrec_lib.preflight lists it, ALLMREC_ANYWAY=1 goes on")
 
 
 def run_chapter(name: str, force: bool = False, **parameters: Any) -> Path:
@@ -287,10 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="run again what is up to date")
     parser.add_argument("-p", dest="more", action="append", default=[], metavar="NAME=VALUE", help="any other parameter")
-    parser.add_argument("--anyway", action="store_true", help="run what preflight says cannot succeed")
     args = parser.parse_args(arguments)
-    if args.anyway:
-        os.environ["ALLMREC_ANYWAY"] = "1"
     parameters = {name: getattr(args, name) for name in ("dataset", "profile", "seed", "llm", "device")}
     parameters |= {name: _value(value) for name, _, value in (p.partition("=") for p in args.more)}
     parameters["llm"] = full_name(parameters["llm"])

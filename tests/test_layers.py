@@ -11,7 +11,7 @@ ORDER = [
     "paths", "diagrams", "processes", "meter", "store", "llm.prompts", "config", "shares", "metrics", "datasets", "sequences", "training", "text", "recommenders", "scenarios", "prepared", "alignment",
     "llm.backbone", "llm.soft_tokens", "llm.decoding", "llm.pocket_model", "llm.pocket_corpus", "llm.pocket_skills",
     "llm.pocket", "projections", "ranker", "allmrec", "tallrec", "results", "paper", "work", "speed", "settings_page", "ledger", "cost", "cost_page",
-    "experiment", "seeds", "yes_no", "transfer", "genres", "inside", "report", "tune", "memory", "preflight", "train", "runner", "__main__",
+    "experiment", "seeds", "yes_no", "transfer", "genres", "inside", "report", "tune", "memory", "devices", "preflight", "train", "runner", "__main__",
 ]  # fmt: skip
 FOLDER = Path(allmrec_lib.__file__).parent
 NOTEBOOKS = {"papermill", "nbformat", "IPython", "jupyter_book", "myst_nb"}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT, byte_tokenizer, tiny_model
 
-from allmrec_lib import memory, preflight, runner
+from allmrec_lib import devices, memory, preflight, runner
 from allmrec_lib.config import load_profile
 from allmrec_lib.memory import activation_bytes, empty_model, needed, parameters, weight_bytes
 
@@ -98,14 +101,14 @@ def test_too_little_memory_says_how_to_need_less(llm, home, monkeypatch):
 
 
 def test_a_card_is_asked_for_its_memory_and_for_how_long(llm, home, monkeypatch):
-    preflight.cards.cache_clear()
-    monkeypatch.setattr(preflight, "cards", lambda: [("NVIDIA A100-SXM4-80GB", 8 * 10**10), ("NVIDIA RTX A6000", 10**9)])
+    devices.cards.cache_clear()
+    monkeypatch.setattr(devices, "cards", lambda: [("NVIDIA A100-SXM4-80GB", 8 * 10**10), ("NVIDIA RTX A6000", 10**9)])
     assert preflight.device_memory("cuda", False) == (80.0, "free on NVIDIA A100-SXM4-80GB")
     assert preflight.device_memory("cuda:1", False)[0] == 1.0 and preflight.device_memory("cuda", True)[0] == 81.0
     profile = preflight.load_profile("paper", "beauty")
     on = {device: preflight.duration(profile, "facebook/opt-6.7b", device).found for device in ("cuda", "cuda:1")}
     assert all(found.startswith(tuple("123456789")) and "Stage 2" in found for found in on.values()) and on["cuda"] != on["cuda:1"]
-    monkeypatch.setattr(preflight, "cards", lambda: [("NVIDIA Something", 1)])
+    monkeypatch.setattr(devices, "cards", lambda: [("NVIDIA Something", 1)])
     assert "gpus.csv does not have 'NVIDIA Something'" in preflight.duration(profile, "facebook/opt-6.7b", "cuda").found
     assert preflight.duration(profile, "nobody/knows-this", "cpu").ok is None
 
@@ -174,7 +177,36 @@ def test_the_runner_asks_first_and_can_be_told_to_go_on(home, monkeypatch):
     assert runner.main(["chapter", "1", *flags]) == 1
     runner._check_needs.cache_clear()
     monkeypatch.setenv("ALLMREC_ANYWAY", "0")
-    assert runner.main(["chapter", "1", *flags, "--anyway"]) == 0
+    assert runner.main(["chapter", "1", *flags]) == 1
+    runner._check_needs.cache_clear()
+    monkeypatch.setenv("ALLMREC_ANYWAY", "1")
+    assert runner.main(["chapter", "1", *flags]) == 0
+
+
+def test_a_folder_that_is_not_there_is_no_hub_name(home):
+    for name in ("my models/opt 6.7b", "~/opt", "a/b/c"):
+        assert "is no folder, and a hub name (owner/name) it cannot be" in failures(llm=name)["LLM"].found
+
+
+def test_a_card_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [preflight.card(device).ok for device in ("cuda", "cuda:1", "cuda:2")] == [True, True, False]
+    assert preflight.card("cuda:2").fix == "one of cuda:0, cuda:1"
+
+
+def test_an_llm_that_is_fetched_needs_room_in_the_hubs_cache(home, monkeypatch):
+    need, free = needed(tiny_model("opt").config, load_profile("smoke", "simulated"), 100, 20), {"data": 5e9, "cache": 1e9}
+    need = replace(need, parameters=10**9)
+    kept = SimpleNamespace(data=Path("/data"), cache=Path("/cache"))
+    monkeypatch.setattr(preflight, "_existing", lambda folder: kept.data if folder == preflight.data_root() else kept.cache)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder.name]))
+    monkeypatch.setattr(Path, "stat", lambda path: SimpleNamespace(st_dev=str(path)))
+    ours, hub = preflight.disk(need, True)
+    assert ours.ok and not hub.ok and "2.0 GB (the LLM), 1.0 GB free" in hub.found and "HF_HOME" in hub.fix
+    monkeypatch.setattr(Path, "stat", lambda path: SimpleNamespace(st_dev=0))
+    both, = preflight.disk(need, True)
+    assert both.ok and "2.0 for the LLM" in both.found
 
 
 def test_the_exit_code_is_that_of_the_checks(home):
