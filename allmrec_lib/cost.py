@@ -24,7 +24,7 @@ import pandas as pd
 
 from .config import ConfigError, Profile, load_profile
 from .paths import shipped
-from .speed import number, read_rows, table
+from .speed import number, recorded, table
 from .work import LLMS, Shape, answer_flops, encoder_flops, encoder_shape, step_flops
 
 CONTEXT_GB = 0.6  # what CUDA and its libraries take before any tensor
@@ -96,7 +96,7 @@ def _is(name: str, device: str) -> bool:
 def measured_card(name: str = "") -> dict[str, Any] | None:
     """The row of ``card.json`` that was measured on a GPU of ``data/gpus.csv`` (no name: on any), with the largest LLM; None
     where none was."""
-    found = [row for row in read_rows(shipped("data/results/card.json")) if not name or _is(name, row["device"])]
+    found = [row for row in recorded("card") if not name or _is(name, row["device"])]
     return max(found, key=lambda row: LLMS[row["llm"]].parameters, default=None)
 
 

@@ -5,6 +5,7 @@ python -m allmrec_lib.cost_page        # book/appendix/cost.md
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 from . import cost
 from .config import load_profile
 from .paths import project_root, shipped
-from .speed import number, read_rows, results_file, table, write_page
+from .speed import number, recorded, table, write_page
 
 LLM, DATASETS = "opt-6.7b", ("beauty", "toys", "video_games", "movies_and_tv")
 HEAD = """# What will it cost me?
@@ -87,10 +88,14 @@ The most memory that a step takes, beside what the preflight counts for prompts 
 
 
 def settings_of(model: str, dataset: str, profile: str) -> str | None:
-    """A hash of the settings that a model is trained with; None for what is no model."""
+    """A hash of the settings that a model is trained with, where they are not the defaults; None for what is no model."""
     section = {"Stage 1": "stage1", "Stage 2": "stage2", "data and libraries alone": ""}.get(model, model.partition(" ")[0].lower())
     values = getattr(load_profile(profile, dataset), section, None)
-    return values and hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+    if values is None:
+        return None
+    changed = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    changed = {name: value for name, value in changed.items() if value != type(values).__dataclass_fields__[name].default}
+    return hashlib.sha256(repr(changed).encode()).hexdigest()[:12]
 
 
 def training(rows: list[dict]) -> str:
@@ -134,7 +139,7 @@ def page() -> str:
     sold = [[r.name, f"{r.memory_gb:.0f}", number(r.bf16_tflops), number(r.gb_s), r.source] for r in gpus.itertuples()]
     share, counted = measured["shares"], ", ".join(f"`{name}`" for name in measured["tokens"]["gpt2"])
     stands_in = cost.counted(measured["tokens"]["gpt2"], "")[1]
-    here = cost.checks(measured, read_rows(results_file("bench")))
+    here = cost.checks(measured, recorded("bench"))
     cards = [name for name in gpus["name"] if cost.measured_card(name)]
     first, on = cost.device_named(next(iter(cards), gpus["name"].iloc[0])), ", ".join(f"the {name}" for name in cards)
     return f"""{HEAD.format(train=first.shares["train"], answer=first.shares["answer"], call=first.call_s * 1e6, measured=on)}
@@ -159,7 +164,7 @@ dataset. The runs below are others than those that gave the constants.
 
 {measured_here(here)}
 {on_cards(gpus)}
-{training(read_rows(results_file("training")))}## Predicted, and measured by the paper
+{training(recorded("training"))}## Predicted, and measured by the paper
 
 Table 10, Luxury Beauty on one RTX A6000. The paper does not say in how many bits its LLM computed, nor on which rows TALLRec
 was trained ([more](speed)).

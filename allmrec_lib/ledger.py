@@ -63,7 +63,7 @@ def entries(profile: str = "laptop") -> pd.DataFrame:
 
 def _timed(what: str, dataset: str) -> dict[str, Any]:
     """The verdict on a comparison of LLMs' speed, with the largest LLM that was timed on the dataset: a ratio over one holds."""
-    rows = [row for row in speed.read_rows(speed.results_file("bench")) if row["what"] == what]
+    rows = [row for row in speed.recorded("bench") if row["what"] == what]
     here = [(row["llm"], each) for row in rows for each in (row, *row.get("also", ())) if each.get("dataset") == dataset]
     if not here:
         return {"verdict": "not run", "why": f"timed on {DATASETS[rows[0]['dataset']]}" if rows else None}

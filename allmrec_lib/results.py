@@ -108,6 +108,6 @@ def record(table: str, rows: list[dict[str, Any]], run: dict[str, Any],
 
 
 def read(table: str, profile: str, dataset: str, seed: int = 0, llm: str | None = None) -> pd.DataFrame:
-    """The rows of a table; an empty frame when it was not recorded yet."""
-    path = path_of(table, profile, dataset, seed, llm)
+    """The rows of a table, here or as they came with the project; an empty frame when there are none yet."""
+    path = shipped(path_of(table, profile, dataset, seed, llm).relative_to(project_root()))
     return pd.DataFrame(json.loads(path.read_text())["rows"]) if path.exists() else pd.DataFrame(columns=list(FIELDS))

@@ -53,6 +53,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def recorded(name: str) -> list[dict[str, Any]]:
+    """The rows of ``data/results/<name>.json``, of this home or as they came with the project."""
+    return read_rows(shipped(f"data/results/{name}.json"))
+
+
 def write_page(name: str, text: str) -> Path:
     """Write a page of the appendix beside, then rename it into place."""
     target = project_root() / "book" / "appendix" / f"{name}.md"
@@ -243,7 +248,7 @@ GPU's; a step is bound by the number of calls where it is busy less than half of
 
 def write() -> Path:
     """Write the page; returns its path."""
-    return write_page("speed", page(*(read_rows(results_file(name)) for name in ("bench", "profiles", "card"))))
+    return write_page("speed", page(*(recorded(name) for name in ("bench", "profiles", "card"))))
 
 
 if __name__ == "__main__":

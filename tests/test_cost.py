@@ -69,14 +69,14 @@ def test_stage_2_by_hand(device, monkeypatch):
 def test_a_measured_card_is_predicted_by_what_it_reached(monkeypatch):
     """Shares of what the card is sold as, and calls as long as a SASRec step's; another card is taken to reach the same share."""
     row = {"device": "NVIDIA H100 80GB HBM3", "llm": "opt-6.7b", "reached": {"train": 494_700.0, "answer": 247_350.0}, "sasrec_step_s": 0.01}
-    monkeypatch.setattr(cost, "read_rows", lambda path: [row, row | {"llm": "opt-1.3b", "sasrec_step_s": 1.0}])
+    monkeypatch.setattr(cost, "recorded", lambda name: [row, row | {"llm": "opt-1.3b", "sasrec_step_s": 1.0}])
     monkeypatch.setattr(cost, "constants", lambda: {"calls": {"SASRec training": 2000}})
     card = cost.device_named("H100")
     assert card.shares == pytest.approx({"train": 0.5, "answer": 0.25, "encoder": 0.5}, rel=1e-3)
     assert card.call_s == pytest.approx(5e-6)
     other = cost.device_named("A6000")
     assert cost.measured_card("A100 80GB") is None and other.shares == card.shares and other.tflops == 154.8
-    monkeypatch.setattr(cost, "read_rows", lambda path: [])
+    monkeypatch.setattr(cost, "recorded", lambda name: [])
     with pytest.raises(cost.CostError, match="make bench-paper"):
         cost.device_named("H100")
 
@@ -92,7 +92,7 @@ def test_a_card_is_found_by_what_its_driver_calls_it(device, name):
 
 def test_a_card_that_is_in_no_list_is_named(monkeypatch):
     row = cost.measured_card() | {"device": "NVIDIA Unheard 9000"}
-    monkeypatch.setattr(cost, "read_rows", lambda path: [row])
+    monkeypatch.setattr(cost, "recorded", lambda name: [row])
     with pytest.raises(cost.CostError, match="'NVIDIA Unheard 9000', which data/gpus.csv does not have"):
         cost.device_named("H200")
 

@@ -39,7 +39,14 @@ def test_every_claim_has_a_line_for_every_dataset():
     assert set(frame["verdict"]) <= {"holds", "fails", "undecided", "cannot run here", "not run"}
 
 
-def test_a_recorded_test_becomes_a_verdict(home):
+def test_what_came_with_the_project_is_read_in_a_home_of_ones_own(home):
+    found = ledger.entries()
+    assert not (home / "data" / "results").exists() and (found["verdict"] == "holds").sum() > 40
+    assert paper.page() == (ROOT / "book" / "paper_itself.md").read_text()
+
+
+def test_a_recorded_test_becomes_a_verdict(home, monkeypatch):
+    monkeypatch.setattr(results, "shipped", lambda name: home / name)
     tests = {"A-LLMRec > SASRec": metrics.Comparison(0.02, 0.01, 0.03, 0.001),
              "A-LLMRec > NCF": metrics.Comparison(-0.02, -0.03, -0.01, 0.001),
              "A-LLMRec > CTRL": metrics.Comparison(0.01, -0.01, 0.03, 0.4)}  # fmt: skip

@@ -123,6 +123,18 @@ def test_mirrors_are_tried_in_order(server: Server, tmp_path: Path) -> None:
     assert "does not match the known hash" in lines[2]
 
 
+def test_a_page_is_no_file_where_no_hash_is_known(server: Server, tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"reviewerID": "A"}')
+    server.files |= {"a/x.json.gz": b"\n<!DOCTYPE html>", "b/x.json.gz": whole, "a/x.json": b"<html>", "b/x.json": b' {"a": 1}'}
+    for name, content in (("x.json.gz", whole), ("x.json", b' {"a": 1}')):
+        path = download.fetch_first([server.url(f"{folder}/{name}") for folder in "ab"], {}, tmp_path)
+        assert path.read_bytes() == content
+        path.unlink()
+    with pytest.raises(DataError, match="sent as x.json.gz begins with .*a login page"):
+        download.fetch_first([server.url("a/x.json.gz")], {}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- where files are found ---------------------------------------------------------------------------------------------
 
 REVIEWS = [

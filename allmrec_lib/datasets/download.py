@@ -18,6 +18,7 @@ from ..paths import project_root
 from .base import DataError
 
 PIECE = 1 << 16
+BEGINS = {".gz": b"\x1f\x8b", ".json": b"{", ".jsonl": b"{"}  # what a file of an ending begins with
 
 
 def data_root() -> Path:
@@ -147,13 +148,20 @@ def fetch(url: str, expected: str | None, folder: Path, timeout: float = 10.0) -
     """Download, resumed where an earlier try stopped, checked by hash and renamed into place when whole.
 
     ``timeout`` is in seconds without an answer. Raises OSError when the host does not answer, ValueError when what it
-    sent has another hash (a login page, say).
+    sent has another hash, or begins as no file of its ending does (a login page, say).
     """
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
     known, name = f"sha256:{expected}" if expected else None, url.rsplit("/", 1)[1]
-    return Path(pooch.retrieve(url, known, path=folder, fname=name, downloader=Resuming(timeout)))
+    path = Path(pooch.retrieve(url, known, path=folder, fname=name, downloader=Resuming(timeout)))
+    begins = BEGINS.get(path.suffix)
+    with open(path, "rb") as file:
+        first = file.read(8).lstrip()
+    if begins and not first.startswith(begins):
+        path.unlink()
+        raise ValueError(f"what it sent as {name} begins with {first!r} (a login page?)")
+    return path
 
 
 def fetch_first(urls: list[str], hashes: dict[str, str], folder: Path) -> Path:
