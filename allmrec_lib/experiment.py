@@ -57,10 +57,8 @@ def trained(model: LLMRecommender, folder: Path) -> LLMRecommender:
 
 
 class Experiment(Prepared):
-    """The road from raw files to scores, each step made once and kept in the store.
-
-    Chapters share artifacts: two experiments with the same settings, data and seed are the same.
-    """
+    """The road from raw files to scores, each step made once and kept in the store: chapters share artifacts, two experiments
+    with the same settings, data and seed are the same."""
 
     def __init__(self, dataset: str = "movielens", profile: str = "laptop", seed: int = 0, llm: str = "pocket",
                  device: str = "cpu", overrides: dict[str, Any] | None = None, store: Store | None = None,
@@ -87,9 +85,7 @@ class Experiment(Prepared):
 
     def use(self, name: str, model: EmbeddingRecommender) -> None:
         """Let a trained model from outside the library be ``name``: the protocol is enough (ValueError where it is broken).
-
-        What is made with it is kept under a hash of the vectors and scores that it gives on the validation rows.
-        """
+        What is made with it is kept under a hash of the vectors and scores that it gives on the validation rows."""
         rows, candidates = self.rows("validation"), self.candidates["validation"]
         *given, scores = answers_of(model, rows, candidates, self.sequences.n_items, self.device)
         digest = hashlib.sha256(scores.tobytes())
@@ -262,14 +258,17 @@ class Experiment(Prepared):
         return LLMRecommender(backbone, PromptEncoder(backbone, self.data.titles, self.data.words), self.profile.stage2.history)
 
     def changed(self, overrides: dict[str, Any] | None = None, seed: int | None = None) -> Experiment:
-        """The same experiment with other settings or another seed; the two share the store, and no model in memory."""
-        return Experiment(self.name, self.profile.name, self.seed if seed is None else seed, self.llm, self.device,
-                          self.overrides | (overrides or {}), self.store, self.cf)  # fmt: skip
+        """The same experiment with other settings or another seed; the two share the store, and models from outside."""
+        other = Experiment(self.name, self.profile.name, self.seed if seed is None else seed, self.llm, self.device,
+                           self.overrides | (overrides or {}), self.store, self.cf)  # fmt: skip
+        other._outside = self._outside
+        other._recommenders |= {name: self._recommenders[name] for name in self._outside}
+        return other
 
     def variant(self, model: str) -> Experiment:
         """The experiment in which ``model``, a name of :data:`VARIANTS`, is A-LLMRec."""
         other = self.changed(VARIANTS[model])
-        other._recommenders, other._outside = self._recommenders, self._outside
+        other._recommenders = self._recommenders
         return other
 
     # -- scores on the test rows ---------------------------------------------------------------------------------------

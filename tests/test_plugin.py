@@ -8,6 +8,7 @@ import torch
 
 from allmrec_lib import metrics
 from allmrec_lib.experiment import Experiment
+from allmrec_lib.seeds import scores_by_seed
 
 
 class Together:
@@ -42,6 +43,8 @@ def test_a_model_from_outside_goes_the_whole_road(home):
     other = Experiment("simulated", "smoke", cf="Together")
     other.use("Together", Together(run.sequences, dim=4))
     assert not np.array_equal(other.scores("Together"), run.scores("Together"))
+    assert np.array_equal(run.changed(seed=1).scores("Together"), run.scores("Together"))  # it is trained, whatever the seed
+    assert len(scores_by_seed(run.changed({"data.llm_seeds": 2}), ["A-LLMRec"])["A-LLMRec"]) == 2
 
 
 def test_a_model_that_breaks_the_protocol_is_refused_at_once(home):
