@@ -261,7 +261,7 @@ class Experiment(Prepared):
         """The same experiment with other settings or another seed; the two share the store, and models from outside."""
         other = Experiment(self.name, self.profile.name, self.seed if seed is None else seed, self.llm, self.device,
                            self.overrides | (overrides or {}), self.store, self.cf)  # fmt: skip
-        other._outside = self._outside
+        other._outside = dict(self._outside)
         other._recommenders |= {name: self._recommenders[name] for name in self._outside}
         return other
 

@@ -30,10 +30,11 @@ of comparisons without any difference one in twenty would look decided, since no
 is above 0.05 nevertheless, which happens with few users, take the verdict as undecided. Section 5.2.1 compares means of three
 seeds (chapter 7 tells what each gave), and RECFORMER of one; in all other sections what learns was trained from one seed: a
 small difference there is a verdict on that training, not on the method. Stage 2 and TALLRec had one epoch of at most 3,200
-rows. Stage 2's projections start in closed form, and where validation finds no better epoch that start is what is tested
-(chapter 5). Of two claims on speed the number is the ratio and its range over the rounds of the benchmark, held against one,
-with the largest LLM that was timed ([speed](appendix/speed)). In all others the LLM is the small one of this book ([its
-card](appendix/pocket_llm)), and not the paper's OPT-6.7B: what fails here may hold there, and the reverse.
+rows, in section 5.2.4 about 100 steps at most, in 5.4.3 Stage 2 ten epochs on MovieLens. Stage 2's projections start in
+closed form, and where validation finds no better epoch that start is what is tested (chapter 5). Of two claims on speed the
+number is the ratio and its range over the rounds of the benchmark, held against one, with the largest LLM that was timed
+([speed](appendix/speed)). In all others the LLM is the small one of this book ([its card](appendix/pocket_llm)), and not the
+paper's OPT-6.7B: what fails here may hold there, and the reverse.
 
 This page is written by `python -m allmrec_lib.ledger` from what the chapters recorded at the `laptop` profile, and from what
 `make bench` and `make bench-paper` timed.

@@ -44,6 +44,8 @@ def test_a_model_from_outside_goes_the_whole_road(home):
     other.use("Together", Together(run.sequences, dim=4))
     assert not np.array_equal(other.scores("Together"), run.scores("Together"))
     assert np.array_equal(run.changed(seed=1).scores("Together"), run.scores("Together"))  # it is trained, whatever the seed
+    run.changed().use("Other", Together(run.sequences, dim=4))
+    assert "Other" not in run._outside
     assert len(scores_by_seed(run.changed({"data.llm_seeds": 2}), ["A-LLMRec"])["A-LLMRec"]) == 2
 
 
