@@ -117,7 +117,7 @@ class Backbone:
 
     def written(self, ids: list[int]) -> str:
         """The text of an answer's tokens, up to the closing quote (which some tokenizers write with a blank before it)."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).partition(ANSWER_END)[0].strip()
+        return self.tokenizer.decode(ids, skip_special_tokens=True).partition(ANSWER_END)[0].rstrip()
 
     @property
     def start(self) -> list[int]:
