@@ -2,8 +2,8 @@
 
     python -m allmrec_lib.diagrams      # writes book/appendix/figures/*.svg
 
-A row is a list of boxes, a box "kind:label", the kind a key of :data:`FILL`. Arrows go from each box to the one above it, or to
-all boxes above where rows differ in length; a ">" row's boxes also feed their right neighbour.
+A row is a list of boxes, a box "kind:label", the kind a key of :data:`FILL`. A row whose first box begins with ">" is a chain: each
+box feeds its right neighbour, and the last one the row above.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def draw(rows: list[list[str]]):
 
 
 def _arrows(x: float, number: int, row: list[str], above: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """From where to where one box's arrows go: to the box of its number, else straight up into each that it lies under, else
-    to all."""
+    """From where to where one box's arrows go: to the box of its number where rows are equally long, straight up into a box
+    that is alone, straight up from it, and otherwise to all."""
     if row[0].startswith(">"):
         return [(x, x)] if number == len(row) - 1 else []
     if len(row) == len(above):
